@@ -1,0 +1,97 @@
+# make train: sets everything up in .venv, then runs the main job. Run again, it resumes, or says that it is done.
+# make test:  the same set-up with the test tools, then lint and the test suite.
+# PYTHON=/path/to/python picks the interpreter (3.11, 3.12 or 3.13); ARGS= is passed on to train.py or pytest.
+
+.PHONY: train test lint setup kernels assets lock clean distclean
+.DELETE_ON_ERROR:
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PYTHON_IS_RIGHT := -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	"$$name" $(PYTHON_IS_RIGHT) && { echo "$$name"; break; }; done)
+PYTEST_WORKERS ?= auto
+KERNEL_SOURCES := kernels/gphm_kernels/backends/build.py $(shell find kernels/csrc -type f)
+
+train: setup
+	$(BIN)/python train.py --config=configs/gaussian.py $(ARGS)
+
+test: $(STAMPS)/dev kernels assets lint
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(STAMPS)/run kernels assets
+kernels: $(STAMPS)/kernels
+assets: $(STAMPS)/assets
+
+# --- the environment -----------------------------------------------------------------------------------------
+# uv (pinned, fetched by pip) installs five times faster than pip; where it fails, pip does the same from the same
+# pins. The pins are complete, so dependencies are not looked up again: see `lock` below.
+
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+define install
+	mkdir -p $(STAMPS)
+	sed -n '/^uv==/,/[^\\]$$/p' $(1) > $(STAMPS)/uv.txt
+	if $(PIP) --require-hashes -r $(STAMPS)/uv.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python \
+		--no-deps --require-hashes -r $(1) 2> $(STAMPS)/uv.log; then :; \
+	else echo "uv could not install them (see $(STAMPS)/uv.log): pip tries"; $(PIP) --no-deps --require-hashes -r $(1); fi
+endef
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with the venv module is on PATH: install one (Debian:" \
+		"apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 2; }
+	@"$(PYTHON)" $(PYTHON_IS_RIGHT) || { echo "error: PYTHON=$(PYTHON) is not a Python 3.11 to 3.13 with the venv module:" \
+		"name another: make PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+
+$(STAMPS)/run: requirements.txt pyproject.toml | $(BIN)/python
+	@echo "installing the pinned dependencies into $(VENV)"
+	@$(call install,requirements.txt)
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/run
+	@echo "installing the pinned test tools into $(VENV)"
+	@$(call install,requirements-dev.txt)
+	@touch $@
+
+$(STAMPS)/kernels: $(KERNEL_SOURCES) $(STAMPS)/run
+	@echo "building the kernels"
+	@$(BIN)/python -m gphm_kernels.backends.build
+	@touch $@
+
+# Offline, the set-up is still of use: whatever then misses an asset names it and the command that brings it.
+$(STAMPS)/assets: gphm_jax/assets.py gphm_jax/tools/assets.py $(STAMPS)/run
+	@echo "fetching the assets (face models, perceptual weights)"
+	@if $(BIN)/python -m gphm_jax.tools.assets; then touch $@; \
+	else echo "warning: not every asset could be fetched; the next make tries again" >&2; fi
+
+# --- the pins ------------------------------------------------------------------------------------------------
+# Every platform and Python at once, by name, version and hash; no host is named. mediapipe asks for the desktop
+# build of OpenCV, which needs libGL: it is left out, and the headless build serves the same `cv2`.
+
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	--no-annotate --custom-compile-command "make lock" --no-emit-package opencv-contrib-python \
+	--extra footage --extra packed --extra video --group build pyproject.toml
+
+lock: $(STAMPS)/dev
+	$(LOCK) --output-file requirements.txt
+	$(LOCK) --group dev --constraints requirements.txt --output-file requirements-dev.txt
+	@! grep -nE 'https?:|file:|//' requirements.txt requirements-dev.txt || { echo "error: the pins above name a host" >&2; exit 1; }
+
+# --- tidying up ----------------------------------------------------------------------------------------------
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(STAMPS)/kernels
+	find kernels -name '*.o' -delete -o -name '*.so' -delete
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Configurations: `get_config(preset)` returns a locked ConfigDict."""

@@ -1,0 +1,1 @@
+"""From files to `Batch` and back: NumPy only, no model is imported here."""

@@ -1,0 +1,52 @@
+"""The two ways a command can fail, and how they become one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app
+from ml_collections import config_flags as _config_flags  # noqa: F401  (registers its flag parsers before app.run)
+
+
+class InputError(ValueError):
+    """The input or the flags are at fault: one line saying what, where and what to do (exit status 2)."""
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on, through no fault of the flags: one line, resumable (exit status 1)."""
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an absl `main`, turning known failures into one line on stderr and an exit status.
+
+    0 = done, 2 = input or flags at fault, 1 = anything else (interface of all commands). Failures that are
+    neither `InputError` nor `TrainingError` keep their traceback: they are defects, to be reported whole.
+    """
+
+    def guarded(argv: Sequence[str]) -> int:
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument '{argv[1]}': flags are written --name=value")
+            main(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("error: interrupted; run the same command again to resume", file=sys.stderr)
+            return 1
+        return 0
+
+    def flags_parser(argv: list[str]) -> list[str]:
+        from absl import flags
+
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, ValueError, AttributeError, KeyError, InputError) as error:
+            print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded, flags_parser=flags_parser)

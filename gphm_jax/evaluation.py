@@ -1,0 +1,145 @@
+"""Pictures of held-out cameras against the truth, beside the baselines that need no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gphm_jax import losses, metrics
+from gphm_jax.data.layout import Selection
+from gphm_jax.data.pixels import FramePlan, PixelSource
+from gphm_jax.data.sampler import evaluation_batches, evaluation_plans
+from gphm_jax.files import write_image
+from gphm_jax.perceptual import lpips
+from gphm_jax.types import Batch, Render
+
+RenderFunction = Callable[[Batch], Render]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """Training pictures as predictions: the nearest camera's of the same frame, and the mean of all."""
+
+    by_frame: dict[int, tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "v h w 3"]]]  # directions, images
+    mean: Float[np.ndarray, "h w 3"]
+
+
+def baselines(pixels: PixelSource, selection: Sequence[Selection]) -> Baselines:
+    """Reads the training pictures of a selection once."""
+    by_frame, total, count = {}, 0.0, 0
+    for item in selection:
+        images = np.stack([pixels.view(item.frame, view)[0] for view in item.views]).astype(np.float32) / 255.0
+        by_frame[item.frame.row] = (_directions(item), images)
+        total, count = total + images.sum(axis=0), count + len(images)
+    return Baselines(by_frame=by_frame, mean=total / count)
+
+
+def evaluate(
+    render: RenderFunction,
+    pixels: PixelSource,
+    held_out: Sequence[Selection],
+    training: Sequence[Selection],
+    *,
+    lpips_weights: dict[str, Any],
+    folder: pathlib.Path | None = None,
+    progress: Callable[[Any, int], Any] = lambda items, total: items,
+) -> dict[str, float]:
+    """Means over all held-out pictures: PSNR of fine, coarse and baselines, SSIM, LPIPS, and the code test.
+
+    `psnr_face_right` and `psnr_face_wrong` are the PSNR inside the face box with this frame's expression and
+    with another frame's of the same identity. With `folder`, every truth, render and mask is kept as PNG.
+    """
+    reference = baselines(pixels, training)
+    plans = {plan.frame.row: plan for plan in evaluation_plans(pixels.dataset, held_out, references=training)}
+    measure = jax.jit(_measure)
+    rows: list[dict[str, np.ndarray]] = []
+    pairs = evaluation_batches(pixels, held_out, references=training)
+    for (plan, batch), item in zip(progress(pairs, len(held_out)), held_out, strict=True):
+        picture = render(batch)
+        row = {k: np.asarray(v) for k, v in measure(picture, batch, lpips_weights).items()}
+        row |= _baseline_psnr(reference, item, batch)
+        wrong = _other_expression(plan, plans, pixels)
+        if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
+            swapped = render(dataclasses.replace(batch, face_image=wrong))
+            seen = plan.frame.shows_face[list(plan.views)]
+            row["psnr_face_right"] = row["psnr_face"][seen]
+            row["psnr_face_wrong"] = np.asarray(measure(swapped, batch, lpips_weights)["psnr_face"])[seen]
+        del row["psnr_face"]
+        rows.append(row)
+        if folder is not None:
+            _keep(folder, plan, batch, picture)
+    names = sorted({name for row in rows for name in row})
+    values = {name: np.concatenate([row[name] for row in rows if name in row]) for name in names}
+    return {name: float(np.mean(value)) for name, value in values.items()} | {"count": len(values["psnr"])}
+
+
+def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> dict[str, Float[Array, "v"]]:
+    """Per-image figures of a batch [1 1 v]."""
+    fine, coarse, truth, mask = (x[0, 0] for x in (picture.fine, picture.coarse, batch.image, batch.mask))
+    views = truth.shape[0]
+    height, width = truth.shape[1:3]
+    face = losses.face_weight(
+        jnp.broadcast_to(batch.landmarks[0, 0], (views, *batch.landmarks.shape[-2:])),
+        jax.tree.map(lambda x: x[0, 0], batch.camera),
+        jax.tree.map(lambda x: x[0], batch.pose),
+        height=height,
+        width=width,
+        gain=2.0,
+    )
+    coarse = jnp.clip(coarse, 0.0, 1.0)
+    return {
+        "psnr": metrics.psnr(fine, truth),
+        "psnr_mask": metrics.psnr(fine, truth, mask),
+        "psnr_coarse": metrics.psnr(coarse, truth),
+        "psnr_face": metrics.psnr(fine, truth, face - 1.0),
+        "ssim": metrics.ssim(fine, truth),
+        **{f"lpips_{net}": lpips(weights, fine, truth) for net, weights in lpips_weights.items()},
+    }
+
+
+def _baseline_psnr(reference: Baselines, item: Selection, batch: Batch) -> dict[str, np.ndarray]:
+    directions, images = reference.by_frame[item.frame.row]
+    nearest = np.argmax(_directions(item) @ directions.T, axis=1)
+    truth = batch.image[0, 0]
+    return {
+        "nearest_view_psnr": np.asarray(metrics.psnr(images[nearest], truth)),
+        "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(reference.mean, truth.shape), truth)),
+    }
+
+
+def _directions(item: Selection) -> Float[np.ndarray, "v 3"]:
+    """Unit directions from the head to the cameras."""
+    matrices = item.frame.world_to_camera[list(item.views)]
+    centers = -np.einsum("vji,vj->vi", matrices[:, :3, :3], matrices[:, :3, 3])
+    offset = centers - item.frame.translation
+    return offset / np.linalg.norm(offset, axis=-1, keepdims=True)
+
+
+def _other_expression(
+    plan: FramePlan, plans: dict[int, FramePlan], pixels: PixelSource
+) -> Float[np.ndarray, "1 1 s s 3"] | None:
+    """The face image of the identity's next frame (the first after the last), or None when there is one frame."""
+    same = [row for row, other in plans.items() if other.frame.identity == plan.frame.identity]
+    if len(same) < 2:
+        return None
+    other = plans[same[(same.index(plan.frame.row) + 1) % len(same)]]
+    if other.face_view is not None:
+        image = pixels.face(other.frame, other.face_view)
+    else:
+        image = pixels.synthesized(other.frame, 0)
+    return (image.astype(np.float32) / 255.0)[None, None]
+
+
+def _keep(folder: pathlib.Path, plan: FramePlan, batch: Batch, picture: Render) -> None:
+    for index, view in enumerate(plan.views):
+        stem = f"{plan.frame.identity}_{plan.frame.name}_{plan.frame.views[view].name}"
+        write_image(folder / f"{stem}_truth.png", batch.image[0, 0, index])
+        write_image(folder / f"{stem}_render.png", np.asarray(picture.fine[0, 0, index]))
+        write_image(folder / f"{stem}_mask.png", batch.mask[0, 0, index])

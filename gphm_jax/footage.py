@@ -1,0 +1,82 @@
+"""A run's pictures: the dataset (made on first use when none is named), its split, and its pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+from absl import logging
+
+from gphm_jax.data.layout import Dataset, Selection, mean_canonical_landmarks, open_dataset, select
+from gphm_jax.data.pixels import PixelSource
+from gphm_jax.data.sampler import BatchOptions, pixel_source
+from gphm_jax.settings import Settings, StageSettings
+from gphm_jax.stages import Subject
+from gphm_jax.tools.synthesize import SynthesisOptions, synthesize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Footage:
+    """An opened dataset, divided, with one cache of decoded pixels for all its readers."""
+
+    dataset: Dataset
+    training: tuple[Selection, ...]
+    held_out: tuple[Selection, ...]  # held-out cameras of the training frames; empty when there are none
+    pixels: PixelSource
+
+    @property
+    def subject(self) -> Subject:
+        """What of this footage shapes a model."""
+        return Subject(
+            identities=self.dataset.identities,
+            num_frames=len(self.dataset.frames),
+            landmarks=mean_canonical_landmarks(self.training),
+        )
+
+
+def open_footage(settings: Settings, cache: pathlib.Path) -> Footage:
+    """Opens `settings.data.path`, or the embedded synthetic heads, kept in `cache` and finished there if cut short."""
+    path = pathlib.Path(settings.data.path) if settings.data.path else embedded_heads(settings, cache)
+    dataset = open_dataset(path)
+    options = batch_options(settings, settings.stage1)
+    return Footage(
+        dataset=dataset,
+        training=select(dataset),
+        held_out=select(dataset, views="held_out") if dataset.held_out_views else (),
+        pixels=pixel_source(dataset, options, cache_bytes=int(settings.data.cache_gb * 2**30)),
+    )
+
+
+def embedded_heads(settings: Settings, cache: pathlib.Path) -> pathlib.Path:
+    """Makes the synthetic heads of `settings.synthetic`, once for each distinct setting."""
+    arguments = dataclasses.asdict(settings.synthetic)
+    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
+    out = cache / f"synthetic-{digest}"
+    logging.info("synthetic heads in %s", out)
+    synthesize(SynthesisOptions(out=out, **arguments))
+    return out
+
+
+def first_frames(selection: Sequence[Selection]) -> list[Selection]:
+    """Each identity's first frame."""
+    first: dict[str, Selection] = {}
+    for item in selection:
+        first.setdefault(item.frame.identity, item)
+    return list(first.values())
+
+
+def batch_options(settings: Settings, stage: StageSettings) -> BatchOptions:
+    """The sampler's options for a stage."""
+    data = settings.data
+    return BatchOptions(
+        identities_per_batch=stage.identities,
+        frames_per_identity=stage.frames,
+        views_per_frame=stage.views,
+        image_size=data.image_size,
+        face_size=data.face_size,
+        nonface_size=data.nonface_size,
+        synthesized_probability=data.synthesized_probability,
+    )

@@ -1,0 +1,87 @@
+"""The training loop: steps over batches, with logging, checkpoints, pictures and the checks that stop a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from gphm_jax.errors import TrainingError
+from gphm_jax.logs import RunLog
+from gphm_jax.settings import LogSettings
+from gphm_jax.state import Checkpoints, TrainState
+from gphm_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observer:
+    """Where a stage reports and saves."""
+
+    stage: str
+    log: RunLog
+    settings: LogSettings
+    checkpoints: Checkpoints
+    meta: dict[str, Any]
+    draw: Callable[[TrainState, int], None]
+
+
+def run(
+    step: Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    batches: Iterable[Batch],
+    perceptual: Any,
+    *,
+    steps: int,
+    observer: Observer,
+) -> TrainState:
+    """Trains from the state's step to `steps`; a checkpoint is written only of a state seen to be finite.
+
+    Scalars are read back every `settings.every` steps and before each checkpoint, never in between. Raises
+    `TrainingError` on a non-finite loss or gradient, and on a surface that vanished or outgrew its capacity.
+    """
+    done = int(state.step)
+    settings = observer.settings
+    with observer.log.progress(observer.stage, start=done, total=steps) as bar:
+        since = time.perf_counter()
+        for done, batch in enumerate(batches, start=done + 1):
+            state, scalars = step(state, batch, perceptual)
+            saves = done == steps or done % settings.checkpoint_every == 0
+            if saves or done % settings.every == 0:
+                values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+                check(values, observer, done)
+                bar.update(done, values)
+                observer.log.scalars(observer.stage, done, values | {"seconds": time.perf_counter() - since})
+                since = time.perf_counter()
+            if saves:
+                observer.checkpoints.save(state, observer.meta)
+            if done == steps or done % settings.grid_every == 0:
+                observer.draw(state, done)
+                since = time.perf_counter()  # pictures are not training time
+    return state
+
+
+def check(values: dict[str, float], observer: Observer, step: int) -> None:
+    """Stops a run that has gone wrong, in one sentence that says what to do."""
+    last = observer.checkpoints.latest()
+    resume = f"the last good checkpoint is step {last or 0}; run the same command again to resume from it"
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"{observer.stage}: '{bad[0]}' is not finite at step {step}; {resume}, with a lower "
+            f"--config.{observer.stage}.rates.networks if it happens twice"
+        )
+    if values.get("surface_vertices") == 0.0:
+        raise TrainingError(
+            f"{observer.stage}: the signed distance field has no zero crossing left at step {step} (the surface "
+            f"vanished); {resume}, with a lower --config.stage1.rates.networks or a higher "
+            "--config.stage1.losses.silhouette, and check the masks and head poses of the data"
+        )
+    if values.get("surface_overflow", 0.0) > 0.0:
+        raise TrainingError(
+            f"{observer.stage}: the surface has more vertices or faces than its capacity at step {step}; raise "
+            f"--config.guide.max_vertices and --config.guide.max_faces; {resume}"
+        )

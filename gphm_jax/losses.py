@@ -1,0 +1,89 @@
+"""Losses as values per image or per frame; `step` alone weights, averages and names them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gphm_jax.geometry import axis_angle_to_matrix, to_pixels
+from gphm_jax.types import Camera, Pose
+
+
+def photometric(
+    image: Float[Array, "*b h w 3"], truth: Float[Array, "*b h w 3"], weight: Float[Array, "*b h w"]
+) -> Float[Array, "*b"]:
+    """Mean absolute difference (eqs. 12, 14), weighted by pixel; weight 1 everywhere is the paper's."""
+    error = jnp.mean(jnp.abs(image - truth), axis=-1)
+    return jnp.sum(error * weight, axis=(-2, -1)) / jnp.sum(weight, axis=(-2, -1))
+
+
+def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
+    """One minus the soft intersection over union of two masks in [0, 1] (eq. 13).
+
+    Differentiable in both. Two empty masks count as a perfect match.
+    """
+    intersection = jnp.sum(alpha * mask, axis=(-2, -1))
+    union = jnp.sum(alpha + mask - alpha * mask, axis=(-2, -1))
+    empty = union <= 0.0
+    return jnp.where(empty, 0.0, 1.0 - intersection / jnp.where(empty, 1.0, union))
+
+
+def landmark_distance(predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"]) -> Float[Array, "*b"]:
+    """Mean squared distance of deformed, posed landmarks to the fitted ones, world space (eq. 15)."""
+    return jnp.mean(jnp.sum((predicted - fitted) ** 2, axis=-1), axis=-1)
+
+
+def laplacian(vertices: Float[Array, "*b n 3"], faces: Int[Array, "m 3"]) -> Float[Array, "*b"]:
+    """Mean squared uniform Laplacian |mean of the neighbours - v|^2 over a mesh's vertices.
+
+    Each interior edge is counted from both of its faces, hence equally; degenerate faces add nothing, and
+    vertices without a neighbour are left out of the mean.
+    """
+    n = vertices.shape[-2]
+    real = ((faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0]))[:, None]
+    flat = vertices.reshape(-1, n, 3)
+    rows = jnp.moveaxis(flat, 0, 1).reshape(n, -1)  # one scatter for the whole batch
+    corners = rows[faces]  # [m 3 b*3]
+    others = (jnp.sum(corners, axis=1, keepdims=True) - corners) * real[..., None]
+    total = jnp.zeros_like(rows).at[faces.reshape(-1)].add(others.reshape(-1, rows.shape[1]))
+    count = jnp.zeros(n, rows.dtype).at[faces.reshape(-1)].add(jnp.repeat(2.0 * real[:, 0], 3))
+    used = count > 0
+    mean = total / jnp.where(used, count, 1.0)[:, None]
+    squared = jnp.sum(((mean - rows) ** 2 * used[:, None]).reshape(n, -1, 3), axis=(0, 2))
+    return (squared / jnp.maximum(jnp.sum(used), 1)).reshape(vertices.shape[:-2])
+
+
+def face_weight(
+    landmarks: Float[Array, "*b k 3"], camera: Camera, pose: Pose, *, height: int, width: int, gain: float
+) -> Float[Array, "*b h w"]:
+    """1, and `gain` inside the box of the projected landmarks grown by a tenth, where the face is seen.
+
+    The face covers a few per cent of a picture of the whole head; without this the loss hardly sees a mouth.
+    No gradient reaches the box.
+    """
+    landmarks, camera, pose = jax.lax.stop_gradient((landmarks, camera, pose))
+    pixels = to_pixels(landmarks, camera)
+    low, high = jnp.min(pixels, axis=-2), jnp.max(pixels, axis=-2)
+    margin = 0.1 * (high - low)
+    low, high = low - margin, high + margin
+    lead = (1,) * (low.ndim - 1)
+    x, y = (jnp.arange(width) + 0.5).reshape(*lead, width), (jnp.arange(height) + 0.5).reshape(*lead, height)
+    columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])
+    rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])
+    inside = rows[..., :, None] & columns[..., None, :]
+    forward = axis_angle_to_matrix(pose.rotation)[..., :, 2]  # the face's direction in the world
+    center = -jnp.einsum("...ji,...j->...i", camera.world_to_camera[..., :3, :3], camera.world_to_camera[..., :3, 3])
+    to_eye = center - jnp.mean(landmarks, axis=-2)
+    facing = jnp.sum(forward * to_eye, axis=-1) > 0.2 * jnp.linalg.norm(to_eye, axis=-1)  # within 78 degrees
+    return jnp.where(inside & facing[..., None, None], gain, 1.0)
+
+
+def crop(image: Float[Array, "*b h w c"], corner: Int[Array, "*b 2"], size: int) -> Float[Array, "*b s s c"]:
+    """A square of `size` pixels from each image; `corner` is its (row, column), clamped into the image."""
+    flat = image.reshape(-1, *image.shape[-3:])
+
+    def one(picture: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(picture, (start[0], start[1], 0), (size, size, picture.shape[-1]))
+
+    return jax.vmap(one)(flat, corner.reshape(-1, 2)).reshape(*image.shape[:-3], size, size, image.shape[-1])

@@ -1,0 +1,47 @@
+"""Process-wide start-up: multi-host, the compilation cache, and what memory a run took."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import sys
+
+import jax
+from absl import flags, logging
+
+from gphm_jax.errors import InputError
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; set on every process of a cluster run")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "number of processes of a cluster run", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", 0, "this process's number, from 0", lower_bound=0)
+
+
+def start() -> None:
+    """Joins the other processes if there are any, and turns the persistent compilation cache on."""
+    logging.set_verbosity(logging.INFO)
+    # Orbax tells every internal step at INFO; its warnings and errors stay.
+    logging.get_absl_logger().addFilter(lambda record: record.levelno >= logging.WARNING or "gphm" in record.pathname
+                                        or record.pathname.endswith(("train.py", "fit.py")))
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "gphm_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if _COORDINATOR.value is None:
+        if _PROCESSES.value > 1:
+            raise InputError(f"--processes={_PROCESSES.value} needs --coordinator=HOST:PORT of process 0")
+        return
+    if _PROCESS.value >= _PROCESSES.value:
+        raise InputError(f"--process={_PROCESS.value} is not below --processes={_PROCESSES.value}")
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    logging.info("process %d of %d, %d devices in all", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def is_leader() -> bool:
+    """Whether this process writes logs, pictures and figures."""
+    return jax.process_index() == 0
+
+
+def peak_memory_bytes() -> int:
+    """The process's largest resident set so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

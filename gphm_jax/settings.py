@@ -1,0 +1,128 @@
+"""All settings of a training run as frozen dataclasses, and their way from an ml_collections config."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from gphm_jax.errors import InputError
+from gphm_jax.gaussians import GaussianConfig
+from gphm_jax.guide import GuideConfig
+from gphm_jax.nets import NetworkConfig
+from gphm_jax.optim import Rates, Schedule
+from gphm_jax.step import LossWeights
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticSettings:
+    """The embedded dataset, made on first use when `data.path` is empty (arguments of `tools.synthesize`)."""
+
+    identities: int = 8
+    expressions: int = 6
+    views: int = 10
+    heldout_views: int = 6
+    expression_images: int = 4
+    size: int = 512
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where images come from and how large they enter the networks."""
+
+    path: str = ""  # a dataset folder; empty: the embedded synthetic heads
+    image_size: int = 512
+    face_size: int = 128  # input of E_exp, inferred
+    nonface_size: int = 128  # input of E_nf, inferred
+    synthesized_probability: float = 0.5  # face image drawn from another identity, same expression
+    cache_gb: float = 2.0  # decoded images kept in memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """One stage's length, batch, rates and losses."""
+
+    steps: int = 1
+    identities: int = 8  # i of a batch, over all devices
+    frames: int = 1  # f, expressions of each identity
+    views: int = 1  # v, cameras of each frame
+    rates: Rates = Rates()
+    schedule: Schedule = Schedule()
+    losses: LossWeights = LossWeights()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """What the two stages start from."""
+
+    sdf: str = "ellipsoid"  # f_mean's first surface: "ellipsoid" around the landmarks, or "hull" of the masks
+    sdf_steps: int = 400
+    gaussians: str = "guide"  # "guide": the mean mesh; "ellipsoid": the ablation of the transfer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """How often a run speaks and saves, in steps."""
+
+    every: int = 20
+    grid_every: int = 1000
+    checkpoint_every: int = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a training run depends on. Defaults: the paper, or what is inferred for it."""
+
+    name: str = "gaussian"
+    preset: str = "paper"
+    seed: int = 0
+    fsdp: int = 1  # devices that share one copy of the weights
+    backend: str = "auto"  # kernels: auto, native, xla, callback
+    gaussian_stage: bool = True  # False: stage 1 alone
+    data: DataSettings = DataSettings()
+    synthetic: SyntheticSettings = SyntheticSettings()
+    networks: NetworkConfig = NetworkConfig()
+    guide: GuideConfig = GuideConfig()
+    gaussian: GaussianConfig = GaussianConfig()
+    start: StartSettings = StartSettings()
+    stage1: StageSettings = StageSettings()
+    stage2: StageSettings = StageSettings()
+    log: LogSettings = LogSettings()
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
+    """Builds a dataclass from nested mappings; an unknown or missing key is an `InputError` with its name."""
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass type
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{where}.{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+            raise InputError(f"unknown key '{where}.{key}': {hint}")
+    missing = sorted(known - set(values))
+    if missing:
+        raise InputError(f"missing key '{where}.{missing[0]}'")
+    fields = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            fields[key] = from_mapping(typing.cast(type, hint), value, where=f"{where}.{key}")
+        else:
+            fields[key] = tuple(value) if isinstance(value, list) else value
+            _check_type(fields[key], hint, f"{where}.{key}")
+    return cls(**fields)
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    expected = typing.get_origin(hint) or hint
+    if expected is float:
+        expected = (int, float)
+    if isinstance(expected, types.UnionType) or isinstance(value, expected):
+        return
+    raise InputError(f"'{where}' is {value!r}: it must be of type {getattr(hint, '__name__', hint)}")

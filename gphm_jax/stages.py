@@ -1,0 +1,192 @@
+"""The two stages as things to run: how each is built, described on disk, and rebuilt from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gphm_jax.errors import InputError, TrainingError
+from gphm_jax.gaussians import GaussianModel, MotionRegions, Points, transfer
+from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf, initialize_sdf
+from gphm_jax.hull import visual_hull
+from gphm_jax.settings import Settings, from_mapping
+from gphm_jax.state import Checkpoints, TrainState, abstract_like, create_state
+from gphm_jax.step import (
+    LossFunction,
+    StepContext,
+    gaussian_losses,
+    guide_losses,
+    render_gaussians,
+    render_guide,
+)
+from gphm_jax.types import Batch, Render
+
+# The head's ellipsoid about its landmarks: the face is its front, so it reaches back and up from them.
+_ELLIPSOID_CENTER = (0.0, 0.05, -0.05)
+_ELLIPSOID_RADII = (0.38, 0.52, 0.48)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What distinguishes the stages to the loop."""
+
+    name: str  # "stage1" or "stage2"
+    losses: LossFunction
+    render: Callable[[Any, Batch, StepContext], tuple[Render, Any]]
+
+
+GUIDE = Stage(name="stage1", losses=guide_losses, render=render_guide)
+GAUSSIANS = Stage(name="stage2", losses=gaussian_losses, render=render_gaussians)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The part of a dataset that shapes a model."""
+
+    identities: tuple[str, ...]
+    num_frames: int
+    landmarks: Float[np.ndarray, "k 3"]  # mean, canonical
+
+
+def build_guide(settings: Settings, subject: Subject) -> GuideModel:
+    """An untrained guide."""
+    return GuideModel(
+        settings.guide,
+        settings.networks,
+        num_identities=len(subject.identities),
+        num_frames=subject.num_frames,
+        landmarks=jnp.asarray(subject.landmarks),
+        face_size=settings.data.face_size,
+        nonface_size=settings.data.nonface_size,
+        rngs=nnx.Rngs(settings.seed),
+    )
+
+
+def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[Batch]) -> float:
+    """Gives f_mean its first surface (`settings.start.sdf`); returns the mean absolute SDF error.
+
+    `mask_batches` [i f v] are read for the hull only.
+    """
+    grid = guide.grid()
+    if settings.start.sdf == "ellipsoid":
+        sdf = ellipsoid_sdf(grid, jnp.asarray(_ELLIPSOID_CENTER), jnp.asarray(_ELLIPSOID_RADII))
+    elif settings.start.sdf == "hull":
+        shape = tuple(n + 1 for n in settings.guide.resolution)
+        sdf = jnp.asarray(visual_hull(mask_batches, np.asarray(grid).reshape(*shape, 3)).reshape(-1))
+        if not (jnp.any(sdf > 0) and jnp.any(sdf < 0)):
+            raise InputError("the masks' visual hull is empty: check masks and cameras, or set start.sdf=ellipsoid")
+    else:
+        raise InputError(f"config.start.sdf='{settings.start.sdf}': choose ellipsoid or hull")
+    return initialize_sdf(guide, sdf, steps=settings.start.sdf_steps, seed=settings.seed)
+
+
+def build_gaussians(guide: GuideModel, settings: Settings) -> GaussianModel:
+    """The Gaussian model that a trained guide starts (`settings.start.gaussians` picks its surface)."""
+    if settings.start.gaussians not in ("guide", "ellipsoid"):
+        raise InputError(f"config.start.gaussians='{settings.start.gaussians}': choose guide or ellipsoid")
+    surface = None
+    if settings.start.gaussians == "ellipsoid":
+        surface = ellipsoid_mesh(np.asarray(_ELLIPSOID_CENTER), np.asarray(_ELLIPSOID_RADII))
+    try:
+        return transfer(
+            guide,
+            settings.gaussian,
+            settings.networks,
+            face_size=settings.data.face_size,
+            nonface_size=settings.data.nonface_size,
+            seed=settings.seed,
+            surface=surface,
+        )
+    except ValueError as error:
+        raise TrainingError(f"{error}: train stage 1 longer or raise config.guide.max_vertices") from error
+
+
+def describe(model: GuideModel | GaussianModel, settings: Settings, subject: Subject) -> dict[str, Any]:
+    """All that is needed to rebuild a model's structure, as JSON."""
+    meta: dict[str, Any] = {
+        "settings": dataclasses.asdict(settings),
+        "identities": list(subject.identities),
+        "num_frames": subject.num_frames,
+        "num_landmarks": len(subject.landmarks),
+    }
+    if isinstance(model, GaussianModel):
+        meta |= {"num_splats": model.positions.shape[0], "regions": dataclasses.asdict(model.regions)}
+    return meta
+
+
+def rebuild_guide(meta: dict[str, Any]) -> GuideModel:
+    """A guide of the structure that `describe` recorded; its values are to be restored."""
+    settings = from_mapping(Settings, meta["settings"])
+    return build_guide(settings, _subject(meta))
+
+
+def rebuild_gaussians(meta: dict[str, Any]) -> GaussianModel:
+    """A Gaussian model of the structure that `describe` recorded; its values are to be restored."""
+    settings = from_mapping(Settings, meta["settings"])
+    n, k, d = meta["num_splats"], meta["num_landmarks"], settings.networks.feature_dim
+    points = Points(
+        positions=jnp.zeros((n, 3)),
+        features=jnp.zeros((n, d)),
+        log_scales=jnp.zeros((n, 3)),
+        quats=jnp.zeros((n, 4)),
+        opacity_logits=jnp.zeros((n,)),
+        weight=jnp.zeros((n,)),
+        landmarks=jnp.zeros((k, 3)),
+        landmark_features=jnp.zeros((k, d)),
+    )
+    return GaussianModel(
+        points,
+        MotionRegions(**meta["regions"]),
+        settings.networks,
+        num_identities=len(meta["identities"]),
+        num_frames=meta["num_frames"],
+        face_size=settings.data.face_size,
+        nonface_size=settings.data.nonface_size,
+        rngs=nnx.Rngs(0),
+    )
+
+
+def rebuild(stage: Stage, meta: dict[str, Any]) -> GuideModel | GaussianModel:
+    """The model of a stage, in the structure that `describe` recorded."""
+    return rebuild_guide(meta) if stage is GUIDE else rebuild_gaussians(meta)
+
+
+def _subject(meta: dict[str, Any]) -> Subject:
+    landmarks = np.zeros((meta["num_landmarks"], 3), np.float32)
+    return Subject(identities=tuple(meta["identities"]), num_frames=meta["num_frames"], landmarks=landmarks)
+
+
+def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str, Any]]:
+    """The trained Gaussian model of a workdir, with its settings and description."""
+    folder = workdir / "checkpoints" / "stage2"
+    if not folder.is_dir():
+        raise InputError(f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first")
+    checkpoints = Checkpoints(folder)
+    meta = checkpoints.meta()
+    model = rebuild_gaussians(meta)
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
+    restored = checkpoints.restore_model(params, fixed)
+    checkpoints.close()
+    return nnx.merge(graphdef, *restored), from_mapping(Settings, meta["settings"]), meta
+
+
+def make_renderer(
+    stage: Stage, graphdef: Any, state: TrainState, context: StepContext
+) -> Callable[[Batch], Render]:
+    """A compiled renderer of batches on one device, with the state's values of now."""
+    alone = dataclasses.replace(context, devices=None)
+
+    @jax.jit
+    def render(params: Any, fixed: Any, batch: Batch) -> Render:
+        return stage.render(nnx.merge(graphdef, params, fixed), batch, alone)[0]
+
+    params, fixed = jax.device_get((state.params, state.fixed))
+    return lambda batch: render(params, fixed, batch)

@@ -1,0 +1,175 @@
+"""One training step of either stage: forward, losses, gradients, update; one compilation, no read-back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gphm_jax import losses
+from gphm_jax.gaussians import GaussianModel
+from gphm_jax.guide import GuideModel
+from gphm_jax.perceptual import lpips
+from gphm_jax.render import render_mesh, render_splats
+from gphm_jax.sharding import batch_sharding, replicated, state_sharding
+from gphm_jax.state import TrainState
+from gphm_jax.types import Batch, Render
+
+Scalars = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of eq. 17 and 18; 0 switches a term off and it is not computed. Defaults: stage 2."""
+
+    fine: float = 1.0
+    coarse: float = 1.0
+    silhouette: float = 0.0
+    landmarks: float = 1.0
+    displacement: float = 0.01
+    laplacian: float = 0.0
+    perceptual: float = 0.1
+    perceptual_crop: int = 128  # pixels a side
+    face_gain: float = 1.0  # photometric weight inside the face box; 1 is the paper's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """What a loss needs besides model and batch: constants of the run."""
+
+    weights: LossWeights
+    devices: jax.sharding.Mesh | None = None
+    backend: str = "auto"
+
+
+LossFunction = Callable[[Any, Batch, Any, jax.Array, StepContext], dict[str, jax.Array]]
+
+
+def render_guide(model: GuideModel, batch: Batch, context: StepContext) -> tuple[Render, Any]:
+    """The guide's picture of a batch, and its output before rendering."""
+    output = model(batch)
+    height, width = batch.image.shape[-3:-1]
+    features, alpha = render_mesh(
+        output.mesh, batch.camera, height=height, width=width, backend=context.backend, devices=context.devices
+    )
+    return Render(features=features, alpha=alpha, fine=model.networks.refine(features)), output
+
+
+def render_gaussians(model: GaussianModel, batch: Batch, context: StepContext) -> tuple[Render, Any]:
+    """The Gaussian model's picture of a batch, and its output before rendering."""
+    output = model(batch)
+    height, width = batch.image.shape[-3:-1]
+    features, alpha = render_splats(
+        output.splats, batch.camera, height=height, width=width, backend=context.backend, devices=context.devices
+    )
+    return Render(features=features, alpha=alpha, fine=model.networks.refine(features)), output
+
+
+def guide_losses(
+    model: GuideModel, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
+) -> dict[str, jax.Array]:
+    """The terms of stage 1, per image or per frame; `surface_*` are for the log and the loop's checks."""
+    render, output = render_guide(model, batch, context)
+    terms = image_losses(render, batch, perceptual, key, context.weights)
+    terms["landmarks"] = losses.landmark_distance(output.landmarks, batch.landmarks)
+    terms["displacement"] = output.displacement
+    if context.weights.laplacian:
+        terms["laplacian"] = losses.laplacian(output.canonical, output.mesh.faces)
+    terms["surface_vertices"] = output.vertex_count
+    terms["surface_overflow"] = output.overflow
+    return terms
+
+
+def gaussian_losses(
+    model: GaussianModel, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
+) -> dict[str, jax.Array]:
+    """The terms of stage 2, per image or per frame."""
+    render, output = render_gaussians(model, batch, context)
+    terms = image_losses(render, batch, perceptual, key, context.weights)
+    terms["landmarks"] = losses.landmark_distance(output.landmarks, batch.landmarks)
+    terms["displacement"] = output.displacement
+    return terms
+
+
+def image_losses(
+    render: Render, batch: Batch, perceptual: Any, key: jax.Array, weights: LossWeights
+) -> dict[str, jax.Array]:
+    """The terms that compare pictures, per image [i f v]."""
+    height, width = batch.image.shape[-3:-1]
+    views = batch.camera.world_to_camera.shape[:3]
+    pixel_weight = losses.face_weight(
+        jnp.broadcast_to(batch.landmarks[:, :, None], (*views, *batch.landmarks.shape[-2:])),
+        batch.camera,
+        jax.tree.map(lambda x: x[:, :, None], batch.pose),
+        height=height,
+        width=width,
+        gain=weights.face_gain,
+    )
+    terms = {}
+    if weights.fine:
+        terms["fine"] = losses.photometric(render.fine, batch.image, pixel_weight)
+    if weights.coarse:
+        terms["coarse"] = losses.photometric(render.coarse, batch.image, pixel_weight)
+    if weights.silhouette:
+        terms["silhouette"] = losses.silhouette(render.alpha, batch.mask)
+    if weights.perceptual:
+        size = weights.perceptual_crop
+        corner = jax.random.randint(key, (*views, 2), 0, jnp.array([height - size + 1, width - size + 1]))
+        terms["perceptual"] = lpips(
+            perceptual, losses.crop(render.fine, corner, size), losses.crop(batch.image, corner, size)
+        )
+    # For the log only: whole-image PSNR of the refined picture.
+    error = jnp.mean((jnp.clip(render.fine, 0.0, 1.0) - batch.image) ** 2, axis=(-3, -2, -1))
+    terms["psnr"] = jax.lax.stop_gradient(-10.0 * jnp.log10(jnp.maximum(error, 1e-10)))
+    return terms
+
+
+def total_loss(terms: dict[str, jax.Array], weights: LossWeights) -> tuple[jax.Array, Scalars]:
+    """The one reducer: means over the batch, weighted sum, and the scalars to log.
+
+    A term without a weight of its name is logged but not optimised.
+    """
+    scalars = {name: jnp.mean(values.astype(jnp.float32)) for name, values in terms.items()}
+    weighted = {name: getattr(weights, name) for name in scalars if hasattr(weights, name)}
+    scalars["loss"] = sum((weight * scalars[name] for name, weight in weighted.items()), start=jnp.zeros(()))
+    return scalars["loss"], scalars
+
+
+def make_step(
+    graphdef: Any, optimizer: Any, loss_function: LossFunction, context: StepContext, *, seed: int
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Scalars]]:
+    """`step(state, batch, perceptual_weights) -> (state, scalars)`, not yet compiled."""
+
+    def step(state: TrainState, batch: Batch, perceptual: Any) -> tuple[TrainState, Scalars]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss(params: Any) -> tuple[jax.Array, Scalars]:
+            model = nnx.merge(graphdef, params, state.fixed)
+            return total_loss(loss_function(model, batch, perceptual, key, context), context.weights)
+
+        (_, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        scalars["gradient_norm"] = optax.global_norm(gradients)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, optimizer=moments), scalars
+
+    return step
+
+
+def compile_step(step: Callable[..., Any], state: TrainState, devices: jax.sharding.Mesh | None) -> Callable[..., Any]:
+    """`jax.jit` (pjit) of a step: the state in its shardings and donated, the batch divided over all devices."""
+    if devices is None:
+        return jax.jit(step, donate_argnums=0)
+    placed = state_sharding(devices, state)
+    return jax.jit(
+        step,
+        in_shardings=(placed, batch_sharding(devices), replicated(devices)),
+        out_shardings=(placed, replicated(devices)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,63 @@
+// The CPU operations: plain structs of pointers, and one declaration per instruction set.
+//
+// Every op source is compiled once per instruction set with GPHM_ISA naming its namespace and GPHM_LANES the floats
+// in a vector register; cpu_handlers.cc chooses one at run time. All arrays are contiguous, row-major float32.
+#ifndef GPHM_CPU_OPS_H_
+#define GPHM_CPU_OPS_H_
+
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace gphm {
+
+struct BlendInputs {
+  int64_t batch, splats, channels;
+  int64_t width, height;
+  const float* means;       // [batch, splats, 2], pixels
+  const float* conics;      // [batch, splats, 3], a, b, c of the inverse covariance
+  const float* opacities;   // [batch, splats]
+  const float* depths;      // [batch, splats]
+  const float* features;    // [batch, splats, channels]
+  const float* background;  // [batch, channels]
+};
+
+struct BlendCotangents {
+  const float* image;  // [batch, height, width, channels]
+  const float* alpha;  // [batch, height, width]
+};
+
+struct BlendGradients {
+  float *means, *conics, *opacities, *features, *background;  // shaped as the inputs
+};
+
+struct RasterizeInputs {
+  int64_t batch, vertices, faces;
+  int64_t width, height;
+  const float* positions;  // [batch, vertices, 4], clip space
+  const int32_t* indices;  // [faces, 3]
+};
+
+struct SegmentSumInputs {
+  int64_t batch, rows, channels, segments;
+  const float* values;  // [batch, rows, channels]
+  const int32_t* ids;   // [batch, rows]; a row whose id is outside [0, segments) is left out
+};
+
+#define GPHM_DECLARE_OPS(isa)                                                                             \
+  namespace isa {                                                                                         \
+  void blend_fwd(const BlendInputs&, float* image, float* alpha, Parallel&);                              \
+  void blend_bwd(const BlendInputs&, const BlendCotangents&, const BlendGradients&, Parallel&);           \
+  void rasterize_fwd(const RasterizeInputs&, float* raster, Parallel&);                                   \
+  void segment_sum_rows(const SegmentSumInputs&, float* sums, Parallel&);                                 \
+  }
+GPHM_DECLARE_OPS(base)
+#if defined(__x86_64__)
+GPHM_DECLARE_OPS(v3)
+GPHM_DECLARE_OPS(v4)
+#endif
+#undef GPHM_DECLARE_OPS
+
+}  // namespace gphm
+
+#endif  // GPHM_CPU_OPS_H_

@@ -1,0 +1,94 @@
+// Scratch memory of the ops, and the page-size hint for large arrays.
+//
+// The types live in the namespace of their instruction set: a std::vector instantiated in a source compiled for
+// AVX-512 is a weak symbol that the linker may hand to the baseline code of an older machine.
+#ifndef GPHM_MEMORY_H_
+#define GPHM_MEMORY_H_
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace gphm {
+namespace GPHM_ISA {
+
+// Asks for huge pages: touching a fresh 33 MB image page by page costs more than blending it.
+static inline void prefer_huge_pages(void* data, uint64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uint64_t kHuge = 2u << 20;
+  uint64_t first = (reinterpret_cast<uint64_t>(data) + kHuge - 1) / kHuge * kHuge;
+  uint64_t last = (reinterpret_cast<uint64_t>(data) + bytes) / kHuge * kHuge;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// An uninitialised, 64-byte aligned array of plain values. Growing keeps nothing unless asked to.
+template <typename T>
+class Array {
+ public:
+  Array() = default;
+  explicit Array(int64_t size) { reserve(size); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { std::free(data_); }
+
+  // Room for `size` values. The first `kept` survive.
+  void reserve(int64_t size, int64_t kept = 0) {
+    if (size <= capacity_) return;
+    uint64_t wanted = static_cast<uint64_t>(kept ? size + size / 2 : size) * sizeof(T);
+    uint64_t aligned = wanted >= (4u << 20) ? 2u << 20 : 64;
+    uint64_t bytes = (wanted + aligned - 1) / aligned * aligned;
+    void* fresh = nullptr;
+    if (wanted / sizeof(T) < static_cast<uint64_t>(size) || posix_memalign(&fresh, aligned, bytes)) {
+      throw std::bad_alloc();
+    }
+    prefer_huge_pages(fresh, bytes);
+    if (kept) std::memcpy(fresh, data_, static_cast<uint64_t>(kept) * sizeof(T));
+    std::free(data_);
+    data_ = static_cast<T*>(fresh);
+    capacity_ = static_cast<int64_t>(bytes / sizeof(T));
+  }
+  void zero(int64_t size) {
+    reserve(size);
+    std::memset(static_cast<void*>(data_), 0, static_cast<uint64_t>(size) * sizeof(T));
+  }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+// A fixed number of objects that own memory, one per worker or row.
+template <typename T>
+class Objects {
+ public:
+  explicit Objects(int64_t size) : data_(new T[static_cast<uint64_t>(size)]) {}
+  Objects(const Objects&) = delete;
+  Objects& operator=(const Objects&) = delete;
+  ~Objects() { delete[] data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+}  // namespace GPHM_ISA
+}  // namespace gphm
+
+#endif  // GPHM_MEMORY_H_

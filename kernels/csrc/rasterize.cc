@@ -1,0 +1,219 @@
+// Triangle rasterizer: clip-space positions and faces -> (u, v, z/w, face + 1) per pixel.
+//
+// Homogeneous edge functions, so no triangle is ever clipped: with p_i = (x_i, y_i, w_i), e_i = p_j x p_k (i, j, k in
+// cyclic order) and P = (X, Y, 1) the pixel's centre in normalised device coordinates,
+//
+//   b_i = (e_i . P) / sum_j (e_j . P)       perspective-correct barycentrics: u = b_0, v = b_1, 1 - u - v = b_2
+//   z/w = sum_i (e_i . P) z_i / det         det = p_0 . (p_1 x p_2)
+//
+// In double, the coefficients of an edge are correctly rounded from float positions and so exact negatives of each
+// other in the two faces that share it: no cracks, no pixel drawn twice. Both orientations are drawn.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu_ops.h"
+#include "memory.h"
+
+namespace gphm {
+namespace GPHM_ISA {
+
+namespace {
+
+constexpr int64_t kBand = 8;  // rows of pixels that one task owns
+constexpr int64_t kChunk = 2048;
+
+struct Face {
+  double x[3], y[3], one[3];  // e_i . P = x_i X + y_i Y + one_i, non-negative inside
+  double depth_x, depth_y, depth_one;
+  int32_t left, right, top, bottom;  // pixels, inclusive; left > right where there is nothing to draw
+  bool owns[3];                      // whether pixel centres exactly on edge i belong to this face
+};
+
+// The pixels [first, last] whose centres lie in [low, high], in normalised device coordinates along `size` pixels.
+void pixel_range(double low, double high, int64_t size, int32_t* first, int32_t* last) {
+  double n = static_cast<double>(size), slack = 1e-6 * n + 1e-3;
+  double from = (low + 1) * 0.5 * n - 0.5 - slack, to = (high + 1) * 0.5 * n - 0.5 + slack;
+  from = from > 0 ? (from < n ? from : n) : 0;
+  to = to < n - 1 ? (to > -1 ? to : -1) : n - 1;
+  *first = static_cast<int32_t>(std::ceil(from));
+  *last = static_cast<int32_t>(std::floor(to));
+}
+
+// Whether all corners lie beyond one plane of the view volume.
+bool outside_volume(const float* const (&p)[3]) {
+  for (int axis = 0; axis < 3; ++axis) {
+    bool above = true, below = true;
+    for (int i = 0; i < 3; ++i) {
+      above = above && p[i][axis] > p[i][3];
+      below = below && p[i][axis] < -p[i][3];
+    }
+    if (above || below) return true;
+  }
+  return false;
+}
+
+void bound(const float* const (&p)[3], int64_t width, int64_t height, Face* face) {
+  face->left = face->top = 0;
+  face->right = static_cast<int32_t>(width - 1), face->bottom = static_cast<int32_t>(height - 1);
+  for (int i = 0; i < 3; ++i) {
+    if (!(p[i][3] > 0)) return;  // reaches behind the camera: its image may extend to anywhere
+  }
+  double low[2] = {1e300, 1e300}, high[2] = {-1e300, -1e300};
+  for (int i = 0; i < 3; ++i) {
+    for (int axis = 0; axis < 2; ++axis) {
+      double value = static_cast<double>(p[i][axis]) / p[i][3];
+      low[axis] = value < low[axis] ? value : low[axis];
+      high[axis] = value > high[axis] ? value : high[axis];
+    }
+  }
+  pixel_range(low[0], high[0], width, &face->left, &face->right);
+  pixel_range(-high[1], -low[1], height, &face->top, &face->bottom);  // row 0 is at Y = +1
+}
+
+// Degenerate faces, bad indices and positions that are not finite leave an empty face.
+void set_up(const RasterizeInputs& in, const float* positions, const int32_t* corner, Face* face) {
+  face->left = 1, face->right = 0;
+  const float* p[3];
+  for (int i = 0; i < 3; ++i) {
+    if (corner[i] < 0 || corner[i] >= in.vertices || corner[i] == corner[(i + 1) % 3]) return;
+    p[i] = positions + int64_t{4} * corner[i];
+    for (int axis = 0; axis < 4; ++axis) {
+      if (!(std::fabs(p[i][axis]) < 1e18f)) return;  // products of three stay finite; NaN fails
+    }
+  }
+  if (outside_volume(p)) return;
+  for (int i = 0; i < 3; ++i) {
+    const float *a = p[(i + 1) % 3], *b = p[(i + 2) % 3];
+    double ax = a[0], ay = a[1], aw = a[3], bx = b[0], by = b[1], bw = b[3];
+    face->x[i] = ay * bw - aw * by;
+    face->y[i] = aw * bx - ax * bw;
+    face->one[i] = ax * by - ay * bx;
+  }
+  double determinant = p[0][0] * face->x[0] + p[0][1] * face->y[0] + p[0][3] * face->one[0];
+  if (!(determinant != 0) || !std::isfinite(determinant)) return;
+  face->depth_x = face->depth_y = face->depth_one = 0;
+  for (int i = 0; i < 3; ++i) {
+    double scale = p[i][2] / determinant;
+    face->depth_x += face->x[i] * scale, face->depth_y += face->y[i] * scale, face->depth_one += face->one[i] * scale;
+    if (determinant < 0) face->x[i] = -face->x[i], face->y[i] = -face->y[i], face->one[i] = -face->one[i];
+    // Top-left rule: a left edge has the inside at greater X, a top edge is level with the inside at smaller Y.
+    face->owns[i] = face->x[i] > 0 || (face->x[i] == 0 && face->y[i] < 0);
+  }
+  bound(p, in.width, in.height, face);
+}
+
+struct Centres {  // of pixels, in normalised device coordinates
+  Array<double> x, y;
+  Centres(int64_t width, int64_t height) : x(width), y(height) {
+    for (int64_t i = 0; i < width; ++i) x[i] = static_cast<double>(2 * i + 1) / static_cast<double>(width) - 1;
+    for (int64_t i = 0; i < height; ++i) y[i] = 1 - static_cast<double>(2 * i + 1) / static_cast<double>(height);
+  }
+};
+
+// Which faces touch each band of rows, by index, so that the lower index wins ties.
+struct Bands {
+  Array<int64_t> start;
+  Array<int32_t> faces;
+
+  void list(const Face* all, int64_t number, int64_t bands) {
+    start.zero(bands + 2);
+    for (int64_t i = 0; i < number; ++i) {
+      if (all[i].left > all[i].right || all[i].top > all[i].bottom) continue;
+      for (int64_t band = all[i].top / kBand; band <= all[i].bottom / kBand; ++band) ++start[band + 2];
+    }
+    for (int64_t band = 0; band < bands; ++band) start[band + 2] += start[band + 1];
+    faces.reserve(start[bands + 1]);
+    for (int64_t i = 0; i < number; ++i) {
+      if (all[i].left > all[i].right || all[i].top > all[i].bottom) continue;
+      for (int64_t band = all[i].top / kBand; band <= all[i].bottom / kBand; ++band) {
+        faces[start[band + 1]++] = static_cast<int32_t>(i);
+      }
+    }
+  }
+};
+
+struct Worker {
+  Array<float> depth;
+  Array<int32_t> face;
+};
+
+void draw(const Face& f, int32_t index, const Centres& centres, int64_t width, int64_t first, int64_t last,
+          Worker& worker) {
+  for (int64_t y = larger(first, f.top); y <= smaller(last - 1, f.bottom); ++y) {
+    const double at_y = centres.y[y];
+    double row[3];
+    for (int i = 0; i < 3; ++i) row[i] = f.y[i] * at_y + f.one[i];
+    const double depth_row = f.depth_y * at_y + f.depth_one;
+    float* depth = worker.depth.data() + (y - first) * width;
+    int32_t* face = worker.face.data() + (y - first) * width;
+    for (int64_t x = f.left; x <= f.right; ++x) {
+      const double at_x = centres.x[x];
+      bool inside = true;
+      for (int i = 0; i < 3; ++i) {
+        double e = f.x[i] * at_x + row[i];
+        inside = inside & ((e > 0) | ((e == 0) & f.owns[i]));
+      }
+      if (!inside) continue;
+      float z = static_cast<float>(f.depth_x * at_x + depth_row);
+      if (z >= -1.f && z <= 1.f && z < depth[x]) depth[x] = z, face[x] = index;
+    }
+  }
+}
+
+void draw_band(const RasterizeInputs& in, const Face* faces, const Bands& bands, int64_t band, const Centres& centres,
+               float* raster, Worker& worker) {
+  const int64_t first = band * kBand, last = smaller(in.height, first + kBand), pixels = (last - first) * in.width;
+  worker.depth.reserve(kBand * in.width);
+  worker.face.reserve(kBand * in.width);
+  for (int64_t i = 0; i < pixels; ++i) {
+    worker.depth[i] = std::numeric_limits<float>::infinity();
+    worker.face[i] = -1;
+  }
+  for (int64_t i = bands.start[band]; i < bands.start[band + 1]; ++i) {
+    draw(faces[bands.faces[i]], bands.faces[i], centres, in.width, first, last, worker);
+  }
+  for (int64_t y = first; y < last; ++y) {
+    for (int64_t x = 0; x < in.width; ++x) {
+      const int64_t i = (y - first) * in.width + x;
+      float* out = raster + (y * in.width + x) * 4;
+      if (worker.face[i] < 0) {
+        out[0] = out[1] = out[2] = out[3] = 0.f;
+        continue;
+      }
+      const Face& f = faces[worker.face[i]];
+      double e[3];
+      for (int k = 0; k < 3; ++k) e[k] = f.x[k] * centres.x[x] + (f.y[k] * centres.y[y] + f.one[k]);
+      const double scale = 1 / (e[0] + e[1] + e[2]);  // positive: no e is negative, and not all are zero
+      out[0] = static_cast<float>(e[0] * scale);
+      out[1] = static_cast<float>(e[1] * scale);
+      out[2] = worker.depth[i];
+      out[3] = static_cast<float>(worker.face[i] + 1);
+    }
+  }
+}
+
+}  // namespace
+
+void rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel& parallel) {
+  const int64_t bands_number = blocks(in.height, kBand);
+  const Centres centres(in.width, in.height);
+  Array<Face> faces(in.faces);
+  Bands bands;
+  Objects<Worker> workers(parallel.workers());
+  for (int64_t index = 0; index < in.batch; ++index) {
+    const float* positions = in.positions + index * in.vertices * 4;
+    parallel.run(blocks(in.faces, kChunk), [&](int64_t task, int) {
+      for (int64_t i = task * kChunk; i < smaller(in.faces, (task + 1) * kChunk); ++i) {
+        set_up(in, positions, in.indices + 3 * i, &faces[i]);
+      }
+    });
+    bands.list(faces.data(), in.faces, bands_number);
+    parallel.run(bands_number, [&](int64_t band, int worker) {
+      draw_band(in, faces.data(), bands, band, centres, raster + index * in.width * in.height * 4, workers[worker]);
+    });
+  }
+}
+
+}  // namespace GPHM_ISA
+}  // namespace gphm

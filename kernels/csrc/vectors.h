@@ -1,0 +1,90 @@
+// Vectors of GPHM_LANES floats in the compiler's own vector extensions (GCC and Clang, any architecture).
+#ifndef GPHM_VECTORS_H_
+#define GPHM_VECTORS_H_
+
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define GPHM_INLINE static inline __attribute__((always_inline))
+#define GPHM_VECTOR(type, lanes) __attribute__((vector_size(sizeof(type) * (lanes)))) type
+
+namespace gphm {
+namespace GPHM_ISA {
+
+constexpr int kLanes = GPHM_LANES;
+typedef GPHM_VECTOR(float, kLanes) Vec;
+typedef GPHM_VECTOR(int32_t, kLanes) Mask;  // a lane is 0 or -1
+typedef GPHM_VECTOR(float, 4) Vec4;
+typedef GPHM_VECTOR(float, 8) Vec8;
+
+GPHM_INLINE Vec splat(float value) { return value - Vec{}; }
+
+// Arrays of plain floats are read and written as vectors; memcpy is the one way that is not undefined behaviour.
+template <typename V>
+GPHM_INLINE V load(const float* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof(V));
+  return value;
+}
+template <typename V>
+GPHM_INLINE void store(float* to, V value) {
+  __builtin_memcpy(to, &value, sizeof(V));
+}
+
+GPHM_INLINE bool any(Mask mask) {
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif GPHM_LANES == 8 && defined(__AVX__)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#elif GPHM_LANES == 4 && defined(__SSE2__)
+  return _mm_movemask_ps((__m128)mask) != 0;
+#else
+  int32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
+  return found != 0;
+#endif
+}
+
+GPHM_INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
+GPHM_INLINE Vec keep(Mask mask, Vec value) { return (Vec)((Mask)value & mask); }
+
+// 2^x for x in [-126, 127], relative error below 2e-7; below -126 it is 2^-126.
+GPHM_INLINE Vec exp2(Vec x) {
+  x = select(x > splat(-126.f), x, splat(-126.f));
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  const Vec magic = splat(12582912.f);
+  Vec shifted = x + magic;
+  Vec r = x - (shifted - magic);
+  // Minimax in relative error on [-1/2, 1/2], with the constant term held at one.
+  Vec p = splat(0.00132647261f);
+  p = p * r + 0.00967151299f;
+  p = p * r + 0.0555073358f;
+  p = p * r + 0.240222424f;
+  p = p * r + 0.693147004f;
+  p = p * r + 1.f;
+  return (Vec)(((Mask)shifted << 23) + (Mask)p);
+}
+
+// Transposes a 4x4 block of floats held in four vectors.
+GPHM_INLINE void transpose4(Vec4 (&rows)[4]) {
+#if defined(__clang__)
+#define GPHM_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+  typedef GPHM_VECTOR(int32_t, 4) Index4;
+#define GPHM_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Index4{i, j, k, l})
+#endif
+  Vec4 low01 = GPHM_SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), high01 = GPHM_SHUFFLE(rows[0], rows[1], 2, 6, 3, 7);
+  Vec4 low23 = GPHM_SHUFFLE(rows[2], rows[3], 0, 4, 1, 5), high23 = GPHM_SHUFFLE(rows[2], rows[3], 2, 6, 3, 7);
+  rows[0] = GPHM_SHUFFLE(low01, low23, 0, 1, 4, 5);
+  rows[1] = GPHM_SHUFFLE(low01, low23, 2, 3, 6, 7);
+  rows[2] = GPHM_SHUFFLE(high01, high23, 0, 1, 4, 5);
+  rows[3] = GPHM_SHUFFLE(high01, high23, 2, 3, 6, 7);
+#undef GPHM_SHUFFLE
+}
+
+}  // namespace GPHM_ISA
+}  // namespace gphm
+
+#endif  // GPHM_VECTORS_H_

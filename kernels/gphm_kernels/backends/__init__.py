@@ -1,0 +1,106 @@
+"""Which implementation of a primitive runs: by name, or the fastest that the platform has.
+
+Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`. Backends: "xla" (plain JAX: CPU, GPU, TPU, float32 and
+float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
+`jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla). A native backend is a
+module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+from absl import logging
+from jax import lax
+
+from gphm_kernels.varying import promote, varying_axes
+
+NAMES = ("auto", "xla", "native", "callback")
+
+
+def available(name: str) -> bool:
+    """Whether a backend can run here."""
+    return name in ("auto", "xla") or _load(name) is not None
+
+
+def check(backend: str, dtype: Any) -> None:
+    """Raises ValueError if the backend is unknown, cannot run here, or does not take the dtype."""
+    if backend not in NAMES:
+        raise ValueError(f"backend={backend!r}: choose one of {', '.join(map(repr, NAMES))}")
+    if backend in ("auto", "xla"):
+        return
+    if not available(backend):
+        raise ValueError(
+            f"backend={backend!r} cannot run here: {_why(backend)}; build the native library with `make`, "
+            "or choose backend='xla'"
+        )
+    if dtype != jnp.float32:
+        raise ValueError(f"backend={backend!r} computes in float32, not {jnp.dtype(dtype).name}: choose backend='xla'")
+
+
+def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
+    """The function that computes a primitive; "auto" decides when the program is lowered for a platform."""
+    reference = _reference(primitive)
+    if backend == "xla":
+        return reference
+    if backend != "auto":
+        return _varying(getattr(_load(backend), primitive))
+    if dtype != jnp.float32:
+        return reference
+    native = _load("native")
+    if native is None:
+        _warn_once(_why("native"))
+        return reference
+    on_cpu = _varying(getattr(native, primitive))
+
+    def by_platform(*arrays: Any, **options: Any) -> Any:
+        return lax.platform_dependent(
+            *arrays,
+            cpu=lambda *arguments: on_cpu(*arguments, **options),
+            default=lambda *arguments: reference(*arguments, **options),
+        )
+
+    return by_platform
+
+
+def _reference(primitive: str) -> Callable[..., Any]:
+    module = "mesh" if primitive.startswith("rasterize") else "splat"
+    return getattr(importlib.import_module(f"gphm_kernels.reference.{module}"), primitive)
+
+
+def _varying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Types the results of foreign code: inside `shard_map` JAX takes them to be equal on all devices.
+
+    Left so, the gradient of a replicated input comes out too large by the number of devices, in silence.
+    """
+
+    def typed(*arrays: Any, **options: Any) -> Any:
+        return promote(function(*arrays, **options), varying_axes(arrays))
+
+    return typed
+
+
+@lru_cache
+def _load(name: str) -> ModuleType | None:
+    """The backend's module if it can run; imported at first use, since loading a library takes time and may fail."""
+    full_name = f"gphm_kernels.backends.{name}"
+    if importlib.util.find_spec(full_name) is None:
+        return None
+    module = importlib.import_module(full_name)
+    return module if module.available() else None
+
+
+def _why(name: str) -> str:
+    full_name = f"gphm_kernels.backends.{name}"
+    if importlib.util.find_spec(full_name) is None:
+        return f"this installation has no {full_name}"
+    return importlib.import_module(full_name).reason()
+
+
+@lru_cache
+def _warn_once(why: str) -> None:
+    logging.warning("native kernels not used (%s): the portable XLA kernels run instead, about ten times slower", why)

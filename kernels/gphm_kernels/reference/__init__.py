@@ -1,0 +1,1 @@
+"""Portable implementations of every kernel in plain JAX: the truth that the native backends are compared with."""

@@ -1,0 +1,81 @@
+"""Losses against the textbook formula on small inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gphm_jax import losses
+from gphm_jax.types import Camera, Pose
+
+
+def test_photometric_is_a_weighted_mean():
+    image = jnp.zeros((2, 2, 2, 3))
+    truth = image.at[0, 0, 0].set(0.6)
+    ones = jnp.ones((2, 2, 2))
+    np.testing.assert_allclose(losses.photometric(image, truth, ones), [0.15, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        losses.photometric(image, truth, ones.at[:, 0, 0].set(3.0)), [0.3, 0.0], atol=1e-6
+    )
+
+
+def test_silhouette_is_one_minus_iou():
+    a = jnp.array([[[1.0, 1.0, 0.0, 0.0]]])
+    b = jnp.array([[[0.0, 1.0, 1.0, 0.0]]])
+    np.testing.assert_allclose(losses.silhouette(a, b), [2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(losses.silhouette(a, a), [0.0], atol=1e-6)
+    empty = jnp.zeros((1, 2, 2))
+    assert float(losses.silhouette(empty, empty)[0]) == 0.0
+    assert bool(jnp.all(jnp.isfinite(jax.grad(lambda x: losses.silhouette(x, empty)[0])(empty))))
+
+
+def test_laplacian_matches_a_neighbour_loop():
+    rng = np.random.default_rng(0)
+    vertices = rng.normal(size=(2, 7, 3)).astype(np.float32)
+    # A closed octahedron on vertices 0..5; vertex 6 is unused and the last faces are padding.
+    faces = np.array(
+        [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5], [0, 0, 0], [6, 6, 6]],
+        np.int32,
+    )
+    expected = []
+    for v in vertices:
+        values = []
+        for n in range(6):
+            neighbours = sorted({int(m) for face in faces[:8] if n in face for m in face} - {n})
+            values.append(np.sum((v[neighbours].mean(axis=0) - v[n]) ** 2))
+        expected.append(np.mean(values))
+    np.testing.assert_allclose(losses.laplacian(jnp.asarray(vertices), jnp.asarray(faces)), expected, rtol=1e-5)
+
+
+def test_landmark_distance():
+    a = jnp.zeros((2, 3, 3))
+    b = a.at[1, 0].set(jnp.array([3.0, 4.0, 0.0]))
+    np.testing.assert_allclose(losses.landmark_distance(a, b), [0.0, 25 / 3], rtol=1e-6)
+
+
+def _camera(side: float) -> Camera:
+    """Five units along +z (side = 1) or -z (side = -1), looking at the origin."""
+    matrix = np.diag([side, -1.0, -side, 1.0])
+    matrix[2, 3] = 5.0
+    return Camera(
+        world_to_camera=jnp.asarray(matrix, jnp.float32)[None],
+        intrinsics=jnp.array([[[100.0, 0, 32], [0, 100.0, 32], [0, 0, 1]]]),
+    )
+
+
+def test_face_weight_marks_the_box_from_the_front_only():
+    landmarks = jnp.array([[[-0.5, -0.5, 0.0], [0.5, 0.5, 0.0]]])
+    pose = Pose(rotation=jnp.zeros((1, 3)), translation=jnp.zeros((1, 3)), scale=jnp.ones(1))
+    front = losses.face_weight(landmarks, _camera(1.0), pose, height=64, width=64, gain=5.0)[0]
+    # Landmarks project to 22 and 42; a tenth of 20 pixels is added on each side.
+    expected = np.ones((64, 64), np.float32)
+    expected[20:44, 20:44] = 5.0
+    np.testing.assert_array_equal(front, expected)
+    behind = losses.face_weight(landmarks, _camera(-1.0), pose, height=64, width=64, gain=5.0)[0]
+    np.testing.assert_array_equal(behind, 1.0)
+
+
+def test_crop_takes_each_corner():
+    image = jnp.arange(2 * 5 * 6 * 1, dtype=jnp.float32).reshape(2, 5, 6, 1)
+    out = losses.crop(image, jnp.array([[0, 1], [2, 3]]), 3)
+    np.testing.assert_array_equal(out[0], image[0, 0:3, 1:4])
+    np.testing.assert_array_equal(out[1], image[1, 2:5, 3:6])

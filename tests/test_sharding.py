@@ -1,0 +1,84 @@
+"""One step on eight devices gives one device's loss and gradients, and gathers neither images nor points."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tests import tiny_models
+
+from gphm_jax.errors import InputError
+from gphm_jax.sharding import batch_sharding, device_mesh, state_sharding
+from gphm_jax.state import create_state
+from gphm_jax.step import LossWeights, StepContext, compile_step, gaussian_losses, guide_losses, make_step
+
+WEIGHTS = LossWeights(silhouette=0.1, laplacian=1.0, perceptual=0.0, face_gain=2.0)
+CASES = {
+    "stage1": (lambda: tiny_models.guide_model(identities=8, frames=8), guide_losses, {"frames": 1, "views": 2}),
+    "stage2": (lambda: tiny_models.gaussian_model(identities=8, frames=16), gaussian_losses, {"frames": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request):
+    build, loss, sizes = CASES[request.param]
+    return build(), loss, tiny_models.batch(identities=8, **sizes)
+
+
+def gradients_and_scalars(model, loss, batch, devices):
+    """One step of plain descent at rate 1: the change of the parameters is minus their gradient."""
+    optimizer = optax.sgd(1.0)
+    graphdef, state = create_state(model, optimizer)
+    before = jax.device_get(state.params)
+    context = StepContext(weights=WEIGHTS, devices=devices)
+    step = make_step(graphdef, optimizer, loss, context, seed=0)
+    if devices is not None:
+        state = jax.device_put(state, state_sharding(devices, state))
+        batch = jax.device_put(batch, batch_sharding(devices))
+    compiled = compile_step(step, state, devices).lower(state, batch, None).compile()
+    after, scalars = compiled(state, batch, None)
+    change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), before, jax.device_get(after.params))
+    return change, jax.device_get(scalars), compiled.as_text()
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_eight_devices_equal_one(case, fsdp):
+    model, loss, batch = case
+    alone, scalars, _ = gradients_and_scalars(model, loss, batch, None)
+    divided, divided_scalars, text = gradients_and_scalars(model, loss, batch, device_mesh(fsdp))
+    np.testing.assert_allclose(divided_scalars["loss"], scalars["loss"], rtol=1e-5)
+    pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(divided), strict=True)
+    moved = 0
+    for (path, _), (a, b) in zip(jax.tree_util.tree_leaves_with_path(alone), pairs, strict=True):
+        scale = np.abs(a).max()
+        moved += scale > 0
+        assert np.abs(a - b).max() <= 1e-5 * max(scale, 1e-2), jax.tree_util.keystr(path)
+    assert moved > 20
+    size = batch.image.shape[-2]
+    gathered = re.findall(r"= (\S+) all-gather", text)
+    pictures = [shape for shape in gathered if f",{size},{size}," in shape]
+    assert not pictures, pictures
+    points = getattr(model, "positions", None)
+    if points is not None:
+        assert not [shape for shape in gathered if f",{points.shape[0]}," in shape or f"[{points.shape[0]}," in shape]
+
+
+def test_device_mesh_wants_a_divisor():
+    assert device_mesh(4).shape == {"data": 2, "fsdp": 4}
+    with pytest.raises(InputError, match="fsdp=3 does not divide"):
+        device_mesh(3)
+
+
+def test_points_are_replicated_and_weights_divided():
+    mesh = device_mesh(8)
+    state = {
+        "networks": {"color": {"kernel": jnp.zeros((128, 64))}},
+        "features": jnp.zeros((4096, 64)),
+        "subjects": {"codes": jnp.zeros((80, 512))},
+    }
+    placed = state_sharding(mesh, state)
+    assert placed["networks"]["color"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp")
+    assert placed["features"].spec == jax.sharding.PartitionSpec()
+    assert placed["subjects"]["codes"].spec == jax.sharding.PartitionSpec(None, "fsdp")

@@ -1,0 +1,125 @@
+"""Trains a head model: the guide, the transfer, the Gaussians, and what they are worth on held-out cameras.
+
+    python train.py --config=configs/gaussian.py[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR]
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import flags, logging
+from flax import nnx
+from ml_collections import config_flags
+
+from gphm_jax import loop, results, runtime
+from gphm_jax.data.sampler import BatchSampler, evaluation_batches, prefetch
+from gphm_jax.errors import InputError, run_main
+from gphm_jax.footage import batch_options, first_frames, open_footage
+from gphm_jax.guide import GuideModel
+from gphm_jax.logs import RunLog
+from gphm_jax.optim import adam
+from gphm_jax.perceptual import load_lpips
+from gphm_jax.run import Run
+from gphm_jax.settings import Settings, StageSettings, from_mapping
+from gphm_jax.sharding import device_mesh, global_batch, state_sharding
+from gphm_jax.stages import GAUSSIANS, GUIDE, Stage, build_gaussians, build_guide, describe, rebuild, start_surface
+from gphm_jax.state import Checkpoints, TrainState, abstract_like, create_state
+from gphm_jax.step import StepContext, compile_step, make_step
+from gphm_jax.workdir import Workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/gaussian.py[:PRESET] or configs/mesh.py[:PRESET]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config>-<preset>")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The order of events."""
+    del argv
+    if _CONFIG.value is None:
+        raise InputError("no config: run `python train.py --config=configs/gaussian.py`")
+    settings = from_mapping(Settings, _CONFIG.value.to_dict())
+    runtime.start()
+    path = pathlib.Path(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}")
+    workdir = Workdir.open(path, settings)
+    if workdir.metrics.exists():
+        logging.info("done already: %s and %s", workdir.metrics, path / "report.html")
+        return
+    devices = device_mesh(settings.fsdp)
+    footage = open_footage(settings, path.parent / "data")
+    asks = settings.stage1.losses.perceptual or settings.stage2.losses.perceptual
+    with RunLog(path) as log:
+        run = Run(
+            settings=settings,
+            workdir=workdir,
+            footage=footage,
+            log=log,
+            devices=devices,
+            perceptual=load_lpips("vgg") if asks else None,
+        )
+        guide, state = train_stage(run, GUIDE, settings.stage1, lambda: first_guide(run))
+        figures = {"stage1": results.stage_figures(run, GUIDE, guide, state)}
+        last = (GUIDE, guide, state)
+        if settings.gaussian_stage:
+            trained = nnx.merge(guide, state.params, state.fixed)
+            gaussians, state = train_stage(run, GAUSSIANS, settings.stage2, lambda: build_gaussians(trained, settings))
+            figures["stage2"] = results.stage_figures(run, GAUSSIANS, gaussians, state)
+            last = (GAUSSIANS, gaussians, state)
+        results.conclude(run, *last, figures)
+    logging.info("done: %s and %s", workdir.metrics, path / "report.html")
+
+
+def first_guide(run: Run) -> GuideModel:
+    """An untrained guide with its first surface."""
+    guide = build_guide(run.settings, run.footage.subject)
+    footage = run.footage
+    masks = (batch for _, batch in evaluation_batches(footage.pixels, first_frames(footage.training)))
+    error = start_surface(guide, run.settings, masks)
+    logging.info("first surface: %s, mean SDF error %.4f", run.settings.start.sdf, error)
+    return guide
+
+
+def train_stage(
+    run: Run, stage: Stage, options: StageSettings, build: Callable[[], nnx.Module]
+) -> tuple[Any, TrainState]:
+    """Trains a stage to its end, from its last checkpoint if there is one: (graph definition, state)."""
+    checkpoints = Checkpoints(run.workdir.checkpoints(stage.name))
+    found = checkpoints.latest() is not None
+    model = rebuild(stage, checkpoints.meta()) if found else build()
+    meta = describe(model, run.settings, run.footage.subject)
+    optimizer = adam(options.rates, options.schedule, steps=options.steps)
+    graphdef, state = create_state(model, optimizer)
+    placed = state_sharding(run.devices, state)
+    state = checkpoints.restore(abstract_like(state, placed)) if found else jax.device_put(state, placed)
+    context = StepContext(weights=options.losses, devices=run.devices, backend=run.settings.backend)
+    step = compile_step(
+        make_step(graphdef, optimizer, stage.losses, context, seed=run.settings.seed), state, run.devices
+    )
+    sampler = BatchSampler(
+        run.footage.dataset,
+        batch_options(run.settings, options),
+        seed=run.settings.seed,
+        selection=run.footage.training,
+        pixels=run.footage.pixels,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches = prefetch(sampler, start_step=int(state.step), stop_step=options.steps)
+    observer = loop.Observer(
+        stage=stage.name,
+        log=run.log,
+        settings=run.settings.log,
+        checkpoints=checkpoints,
+        meta=meta,
+        draw=results.sample_drawer(run, stage, graphdef),
+    )
+    state = loop.run(
+        step, state, map(global_batch(run.devices), batches), run.perceptual, steps=options.steps, observer=observer
+    )
+    checkpoints.close()
+    return graphdef, state
+
+
+if __name__ == "__main__":
+    run_main(main)
