@@ -89,8 +89,7 @@ lock: $(STAMPS)/dev
 # --- tidying up ----------------------------------------------------------------------------------------------
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(STAMPS)/kernels
-	find kernels -name '*.o' -delete -o -name '*.so' -delete
+	rm -rf build dist kernels/build .pytest_cache .mypy_cache .ruff_cache $(STAMPS)/kernels
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -117,10 +117,11 @@ class GuideModel(nnx.Module):
         )
         ends = grid[edges]  # [n 2 3]
         sdf, feature = self.field(ends)
-        used = jnp.arange(edges.shape[0]) < counts[0]
-        # Padded lanes have no crossing: give them a harmless pair before the division, not after it.
-        first = jnp.where(used, sdf[:, 0], 1.0)
-        second = jnp.where(used, sdf[:, 1], -1.0)
+        # A padded lane has no crossing, and rounding can undo one between the two passes: such lanes get a
+        # harmless pair before the division (after it a NaN would leak through the `where`'s gradient).
+        crossing = (sdf[:, 0] > 0) != (sdf[:, 1] > 0)
+        first = jnp.where(crossing, sdf[:, 0], 1.0)
+        second = jnp.where(crossing, sdf[:, 1], -1.0)
         t = (first / (first - second))[:, None]
         vertices = ends[:, 0] + t * (ends[:, 1] - ends[:, 0])
         features = feature[:, 0] + t * (feature[:, 1] - feature[:, 0])

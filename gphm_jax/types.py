@@ -14,17 +14,20 @@ Letters in shapes: i, f, v as above; n points; k landmarks; d feature width; c r
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar, dataclass_transform
 
 import jax
 from jaxtyping import Array, Float, Int
 
 NUM_CHANNELS = 32  # rendered feature channels; 0..2 are RGB
 
+T = TypeVar("T")
 
-def pytree(cls: type) -> type:
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def pytree(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass that JAX sees as a pytree of all its fields."""
-    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    return jax.tree_util.register_dataclass(cls)
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
 
 @pytree

@@ -66,7 +66,10 @@ def test_a_log_axis_makes_decay_straight_and_skips_what_it_cannot_show():
     broken = chart_svg(
         Chart(title="x", curves={"a": ([0, 1, 2, 3], [1.0, 0.0, float("nan"), 0.1])}, x_label="", log_y=True)
     )
-    assert len(path_points(broken)[0]) == 2 and broken.count("M") > svg.count("M") - 3
+    (points,) = path_points(broken)
+    assert (
+        len(points) == 2 and broken.split('class="curve"')[1].split("/>")[0].count("M") == 2
+    )  # a gap between them
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,9 @@ def test_every_curve_can_be_drawn(values, log_y):
 
 def test_long_curves_are_thinned_and_keep_their_end():
     count = 100_000
-    svg = chart_svg(Chart(title="x", curves={"a": (range(count), np.linspace(0, 1, count))}, x_label="step"))
+    svg = chart_svg(
+        Chart(title="x", curves={"a": (range(count), np.linspace(0, 1, count).tolist())}, x_label="step")
+    )
     (points,) = path_points(svg)
     assert 200 < len(points) <= 400
     assert points[-1, 0] == WIDTH - 12  # the last step, at the right end

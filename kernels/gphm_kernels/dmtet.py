@@ -127,7 +127,7 @@ def _extract(
 
 
 def _crossing_bits(inside: Bool[Array, "x y z"]) -> Int[Array, "g"]:
-    """For each vertex a bit per direction: does the sign change along that edge? Zero where the edge leaves the grid."""
+    """For each vertex a bit per direction: does the sign change along that edge? Zero where it leaves the grid."""
     bits = jnp.zeros(inside.shape, jnp.int32)
     for direction in range(DIRECTIONS):
         step = [(direction + 1) >> axis & 1 for axis in range(3)]

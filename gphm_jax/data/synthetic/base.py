@@ -107,6 +107,7 @@ def _neighbour_mean(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     for a, b in ((0, 1), (1, 0)):
         np.add.at(total, edges[:, a], values[edges[:, b]])
         np.add.at(count, edges[:, a], 1.0)
+    count = count[:, None]
     return np.where(count > 0, total / np.maximum(count, 1.0), values)
 
 

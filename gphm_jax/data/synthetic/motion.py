@@ -102,3 +102,21 @@ def pose_vertices(
     lift = np.where(points[:, 0] > 0, motion.shrug[0], motion.shrug[1]) * width * width * (3 - 2 * width)
     trunk[:, 1] += lift
     return (moved + (1.0 - weight) * trunk).astype(np.float32)
+
+
+def between(
+    first: Motion, second: Motion, weight: float, pivot: Float[np.ndarray, "3"]
+) -> Motion:
+    """A motion on the way from one to another (weight 0 to 1)."""
+
+    def mix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (1.0 - weight) * a + weight * b
+
+    rotation, nod = mix(first.rotation, second.rotation), mix(first.nod, second.nod)
+    return Motion(
+        rotation=rotation,
+        translation=pivot - rotation_matrix(rotation) @ pivot + nod,
+        nod=nod,
+        shrug=mix(first.shrug, second.shrug),
+        sway=mix(first.sway, second.sway),
+    )

@@ -1,6 +1,6 @@
 """Which implementation of a primitive runs: by name, or the fastest that the platform has.
 
-Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`. Backends: "xla" (plain JAX: CPU, GPU, TPU, float32 and
+Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `segment_sum_rows`. Backends: "xla" (plain JAX: CPU, GPU, TPU, float32 and
 float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
 `jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla). A native backend is a
 module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
@@ -20,6 +20,7 @@ from jax import lax
 from gphm_kernels.varying import promote, varying_axes
 
 NAMES = ("auto", "xla", "native", "callback")
+_REFERENCES = {"blend_fwd": "splat", "blend_bwd": "splat", "rasterize_fwd": "mesh", "segment_sum_rows": "rows"}
 
 
 def available(name: str) -> bool:
@@ -68,8 +69,7 @@ def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
 
 
 def _reference(primitive: str) -> Callable[..., Any]:
-    module = "mesh" if primitive.startswith("rasterize") else "splat"
-    return getattr(importlib.import_module(f"gphm_kernels.reference.{module}"), primitive)
+    return getattr(importlib.import_module(f"gphm_kernels.reference.{_REFERENCES[primitive]}"), primitive)
 
 
 def _varying(function: Callable[..., Any]) -> Callable[..., Any]:

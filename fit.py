@@ -1,0 +1,187 @@
+"""Fits one person's avatar: identity, fine-tuning, and what it is worth on frames and cameras it never saw.
+
+    python fit.py --config=configs/fit.py --prior=WORKDIR --input=DIR --out=DIR
+
+DIR of `--input` is a prepared identity folder, or a dataset (`--config.subject` picks its person).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags, logging
+from flax import nnx
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from gphm_jax import fit_results, loop, runtime
+from gphm_jax.avatar import Avatar, AvatarSpec, bake
+from gphm_jax.data.sampler import BatchSampler, prefetch
+from gphm_jax.errors import InputError, run_main
+from gphm_jax.files import write_json
+from gphm_jax.fit_footage import FitFootage, fit_batches, open_fit_footage
+from gphm_jax.fit_settings import FitSettings, fit_folder
+from gphm_jax.fitting import (
+    FinetuneFit,
+    FitStep,
+    IdentityFit,
+    encode_frames,
+    finetune_length,
+    finetune_step,
+    identity_step,
+    visibility,
+)
+from gphm_jax.gaussians import GaussianModel
+from gphm_jax.logs import RunLog, read_metrics
+from gphm_jax.perceptual import load_lpips
+from gphm_jax.settings import Settings, from_mapping
+from gphm_jax.stages import load_prior
+from gphm_jax.state import Checkpoints, TrainState, abstract_like
+from gphm_jax.video import write_video
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/fit.py[:PRESET]")
+_PRIOR = flags.DEFINE_string("prior", None, "the workdir of a trained head model")
+_INPUT = flags.DEFINE_string("input", None, "a prepared identity folder, or a dataset")
+_OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the steps share."""
+
+    settings: FitSettings
+    prior: Settings
+    out: pathlib.Path
+    footage: FitFootage
+    log: RunLog
+    perceptual: Any
+
+
+def main(argv: Sequence[str]) -> None:
+    """The order of events."""
+    del argv
+    settings, prior_path, input_path, out = read_flags()
+    runtime.start()
+    prior, prior_settings, _ = load_prior(prior_path)
+    footage = open_fit_footage(input_path, settings, prior_settings)
+    if fit_folder(out, settings, prior_path, input_path):
+        logging.info("done already: %s and %s", out / "avatar", out / "report.html")
+        return
+    asks = settings.identity.losses.perceptual or settings.finetune.losses.perceptual
+    perceptual = load_lpips("vgg") if asks else None
+    with RunLog(out) as log:
+        fit = Fit(
+            settings=settings, prior=prior_settings, out=out, footage=footage, log=log, perceptual=perceptual
+        )
+        conclude(fit, *fit_avatar(fit, prior))
+    logging.info("done: %s and %s", out / "avatar", out / "report.html")
+
+
+def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]:
+    """The settings and the three paths; what is missing is an `InputError`."""
+    for flag, example in (
+        (_CONFIG, "configs/fit.py"), (_PRIOR, "WORKDIR"), (_INPUT, "DIR"), (_OUT, "DIR")
+    ):  # fmt: skip
+        if flag.value is None:
+            raise InputError(f"--{flag.name} is missing: add --{flag.name}={example}")
+    settings = from_mapping(FitSettings, _CONFIG.value.to_dict())
+    return settings, pathlib.Path(_PRIOR.value), pathlib.Path(_INPUT.value), pathlib.Path(_OUT.value)
+
+
+def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, Any]]:
+    """Both steps, and the saved avatar: (avatar, frame codes, figures so far)."""
+    settings, footage = fit.settings, fit.footage
+    codes = encode_frames(prior.networks, footage.pixels, footage.driven)
+    step = identity_step(
+        IdentityFit(prior, codes), settings.identity, backend=settings.backend, seed=settings.seed
+    )
+    identity = run_step(fit, step, settings.identity.frames)
+    spec = AvatarSpec(
+        networks=fit.prior.networks,
+        num_splats=prior.positions.shape[0],
+        **dataclasses.asdict(prior.regions),
+        image_size=fit.prior.data.image_size,
+        face_size=fit.prior.data.face_size,
+        nonface_size=fit.prior.data.nonface_size,
+    )
+    finetune = FinetuneFit(
+        bake(prior, identity.code(), spec, seed=settings.seed), codes, settings.finetune.limits
+    )
+    steps, few_images = finetune_length(settings, len(footage.training))
+    filled = visibility(finetune, footage.pixels, footage.training, backend=settings.backend)
+    step = finetune_step(
+        finetune, settings.finetune, steps=steps, few_images=few_images, filled=filled,
+        backend=settings.backend, seed=settings.seed,
+    )  # fmt: skip
+    fitted = run_step(fit, step, settings.finetune.frames)
+    fit_results.make_avatar(fitted.avatar, spec, codes, footage, backend=settings.backend).save(fit.out / "avatar")
+    figures = {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "training_frames": len(footage.training),
+        "few_images": few_images,
+        "identity": step_figures(fit, "identity"),
+        "finetune": step_figures(fit, "finetune"),
+    }
+    # What is evaluated is what lies on disk.
+    return Avatar.load(fit.out / "avatar", backend=settings.backend), codes, figures
+
+
+def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
+    """Runs a step to its end, from its last checkpoint if there is one; returns the fitted module."""
+    checkpoints = Checkpoints(fit.out / "checkpoints" / step.name)
+    found = checkpoints.latest() is not None
+    state = checkpoints.restore(abstract_like(step.state)) if found else step.state
+    sampler = BatchSampler(
+        fit.footage.dataset,
+        fit_batches(frames, fit.prior),
+        seed=fit.settings.seed,
+        selection=fit.footage.training,
+        pixels=fit.footage.pixels,
+    )
+
+    def draw(state: TrainState, done: int) -> None:
+        model = nnx.merge(step.graphdef, state.params, state.fixed, copy=True)
+        columns = fit_results.sample_columns(model, fit.footage, backend=fit.settings.backend)
+        fit.log.images(step.name, done, columns)
+
+    observer = loop.Observer(
+        stage=step.name, log=fit.log, settings=fit.settings.log, checkpoints=checkpoints, meta={}, draw=draw
+    )
+    state = loop.run(
+        jax.jit(step.advance, donate_argnums=0),
+        state,
+        prefetch(sampler, start_step=int(state.step), stop_step=step.steps),
+        fit.perceptual,
+        steps=step.steps,
+        observer=observer,
+    )
+    checkpoints.close()
+    return nnx.merge(step.graphdef, state.params, state.fixed)
+
+
+def step_figures(fit: Fit, name: str) -> dict[str, float]:
+    """Steps, seconds (over all interruptions) and the last logged training PSNR."""
+    rows = [row for row in read_metrics(fit.out) if row["stage"] == name]
+    return {"steps": rows[-1]["step"], "seconds": sum(row["seconds"] for row in rows), "psnr": rows[-1]["psnr"]}
+
+
+def conclude(fit: Fit, avatar: Avatar, codes: Any, figures: dict[str, Any]) -> None:
+    """Figures, preview and report; metrics.json last, since it says that the fit is done."""
+    figures |= fit_results.evaluate_fit(
+        avatar, codes, fit.footage, fit.settings, lambda items, text: tqdm(items, desc=text, unit="frame")
+    )
+    pictures = fit_results.preview_pictures(avatar, codes, fit.footage, fit.settings)
+    write_video(fit.out / "preview.mp4", tqdm(pictures, desc="preview", unit="frame"), fps=fit.settings.preview.fps)
+    figures["peak_memory_bytes"] = runtime.peak_memory_bytes()
+    fit_results.write_fit_report(fit.out, figures, avatar, codes, fit.footage)
+    write_json(fit.out / "metrics.json", figures)
+    shutil.rmtree(fit.out / "checkpoints")  # the avatar holds all that is needed
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,287 @@
+"""What a fitted avatar is worth: figures on its own and on other cameras, pictures, the preview and the report."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from gphm_jax import metrics, report
+from gphm_jax.avatar import Avatar, AvatarModel, AvatarSpec, Habits
+from gphm_jax.data.layout import Frame, Selection, rotation_matrix, view_intrinsics
+from gphm_jax.data.sampler import evaluation_batches
+from gphm_jax.files import to_bytes
+from gphm_jax.fit_footage import FitFootage, directions
+from gphm_jax.fit_settings import FitSettings
+from gphm_jax.fitting import FrameCodes, Pictured
+from gphm_jax.logs import image_grid, read_metrics
+from gphm_jax.perceptual import load_lpips, lpips
+from gphm_jax.types import Camera, Pose
+
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
+ANGLE_STEP = 15  # degrees: cameras aside are counted with the nearest multiple
+_CHUNK = 32  # training pictures compared at once
+_GRID_ROWS = 3
+
+
+def make_avatar(
+    model: AvatarModel, spec: AvatarSpec, codes: FrameCodes, footage: FitFootage, *, backend: str
+) -> Avatar:
+    """The avatar of a fitted model, with the habits of its training footage."""
+    rows = np.array([item.frame.row for item in footage.training])
+    frontal = max(footage.training, key=lambda item: item.frame.facing[item.views[0]])
+    return Avatar(
+        model,
+        spec,
+        Habits(
+            expression=_most_central(codes.expression[rows]),
+            motion=_most_central(codes.motion[rows]),
+            camera=_canonical_camera(frontal.frame, frontal.views[0], spec.image_size),
+        ),
+        backend=backend,
+    )
+
+
+def _most_central(codes: Float[Array, "n z"]) -> Float[Array, "z"]:
+    return codes[jnp.argmin(jnp.sum((codes - jnp.mean(codes, axis=0)) ** 2, axis=-1))]
+
+
+def _canonical_camera(frame: Frame, view: int, size: int) -> Camera:
+    """A frame's camera as the head sees it: the same picture when the head has no pose."""
+    matrix = frame.world_to_camera[view].astype(np.float64)
+    moved = np.eye(4)
+    moved[:3, :3] = matrix[:3, :3] @ rotation_matrix(frame.rotation)
+    # Camera coordinates over the pose's scale: the projection does not change.
+    moved[:3, 3] = (matrix[:3, :3] @ frame.translation + matrix[:3, 3]) / frame.scale
+    return Camera(
+        world_to_camera=jnp.asarray(moved, jnp.float32),
+        intrinsics=jnp.asarray(view_intrinsics(frame, view, size), jnp.float32),
+    )
+
+
+def render_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> Float[np.ndarray, "h w 3"]:
+    """The avatar driven by a frame's codes and head pose, seen by one of its cameras."""
+    camera = Camera(
+        world_to_camera=jnp.asarray(frame.world_to_camera[view]),
+        intrinsics=jnp.asarray(view_intrinsics(frame, view, avatar.spec.image_size)),
+    )
+    image, _ = avatar.render(
+        codes.expression[frame.row], camera=camera, pose=_pose(frame), motion=codes.motion[frame.row]
+    )
+    return np.asarray(image)
+
+
+def _pose(frame: Frame) -> Pose:
+    return Pose(
+        rotation=jnp.asarray(frame.rotation),
+        translation=jnp.asarray(frame.translation),
+        scale=jnp.asarray(frame.scale, jnp.float32),
+    )
+
+
+def evaluate_fit(
+    avatar: Avatar, codes: FrameCodes, footage: FitFootage, settings: FitSettings, progress: Progress
+) -> dict[str, Any]:
+    """`train`, `heldout` and `side_views` of metrics.json.
+
+    `best_training_frame_psnr` takes, for each held-out picture, the training picture most like it, as a
+    prediction. `side_views` holds a PSNR for each angle between a camera aside and the fitted one of that frame.
+    """
+    options = settings.evaluation
+    weights = {net: load_lpips(net) for net in options.lpips}
+    measure = jax.jit(_measure)
+    figures: dict[str, Any] = {}
+    sides = {"train": spread(footage.training, options.training_frames), "heldout": footage.held_out}
+    for side, items in sides.items():
+        rows = []
+        for item in progress(items, f"{side} frames"):
+            truth, mask = _truth(footage, item.frame, item.views[0])
+            picture = render_frame(avatar, codes, item.frame, item.views[0])
+            rows.append(jax.device_get(measure(picture, truth, mask, weights)))
+        if rows:
+            figures[side] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            figures[side]["count"] = len(rows)
+    if footage.held_out:
+        figures["heldout"]["best_training_frame_psnr"] = best_training_frame_psnr(footage)
+    if footage.aside:
+        figures["side_views"] = _side_figures(avatar, codes, footage, settings, progress)
+    return figures
+
+
+def _measure(
+    picture: Float[Array, "h w 3"], truth: Float[Array, "h w 3"], mask: Float[Array, "h w"], weights: dict[str, Any]
+) -> dict[str, Float[Array, ""]]:
+    return {
+        "psnr": metrics.psnr(picture, truth),
+        "psnr_mask": metrics.psnr(picture, truth, mask),
+        "ssim": metrics.ssim(picture, truth),
+        **{f"lpips_{net}": lpips(value, picture, truth) for net, value in weights.items()},
+    }
+
+
+def _side_figures(
+    avatar: Avatar, codes: FrameCodes, footage: FitFootage, settings: FitSettings, progress: Progress
+) -> dict[str, dict[str, float]]:
+    buckets: dict[int, list[tuple[float, float, float]]] = {}
+    for item in progress(spread(footage.aside, settings.evaluation.side_frames), "cameras aside"):
+        angles = angles_aside(item)
+        for view, angle in zip(item.views[1:], angles, strict=True):
+            truth, mask = _truth(footage, item.frame, view)
+            picture = render_frame(avatar, codes, item.frame, view)
+            values = (float(metrics.psnr(picture, truth)), float(metrics.psnr(picture, truth, mask)), float(angle))
+            buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
+    figures = {}
+    for degrees, rows in sorted(buckets.items()):
+        psnr, inside, angle = np.mean(np.array(rows), axis=0)
+        figures[str(degrees)] = {
+            "psnr": float(psnr), "psnr_mask": float(inside), "mean_angle": float(angle), "count": len(rows)
+        }  # fmt: skip
+    return figures
+
+
+def angles_aside(item: Selection) -> Float[np.ndarray, "v"]:
+    """Degrees between the first camera of a selection and each of the others, about the head."""
+    rays = directions(item.frame, item.views)
+    return np.degrees(np.arccos(np.clip(rays[1:] @ rays[0], -1.0, 1.0)))
+
+
+def best_training_frame_psnr(footage: FitFootage) -> float:
+    """The mean over held-out pictures of the highest PSNR that any one training picture reaches as a prediction."""
+
+    def flat(items: Sequence[Selection]) -> np.ndarray:
+        pictures = [_truth(footage, item.frame, item.views[0])[0] for item in items]
+        return np.stack(pictures).reshape(len(items), -1)
+
+    wanted = flat(footage.held_out)
+    least = np.full(len(wanted), np.inf)
+    for start in range(0, len(footage.training), _CHUNK):
+        candidates = flat(footage.training[start : start + _CHUNK])
+        for candidate in candidates:
+            least = np.minimum(least, np.mean((wanted - candidate) ** 2, axis=1))
+    return float(np.mean(-10.0 * np.log10(np.maximum(least, 10.0 ** (-metrics.MAX_PSNR / 10.0)))))
+
+
+def _truth(
+    footage: FitFootage, frame: Frame, view: int
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    image, mask = footage.pixels.view(frame, view)
+    return image.astype(np.float32) / 255.0, mask.astype(np.float32) / 255.0
+
+
+def sample_columns(
+    model: Pictured, footage: FitFootage, *, backend: str
+) -> dict[str, Float[np.ndarray, "n h w *c"]]:
+    """Truth, coarse, fine and alpha of a few training, held-out and aside pictures, for a grid."""
+    draw = nnx.jit(lambda fitted, batch: fitted.picture(batch, backend))
+    columns: dict[str, list[np.ndarray]] = {"truth": [], "coarse": [], "fine": [], "alpha": []}
+    aside = [_outermost(item) for item in spread(footage.aside, _GRID_ROWS)]
+    picked = (*spread(footage.training, _GRID_ROWS), *spread(footage.held_out, _GRID_ROWS), *aside)
+    for _, batch in evaluation_batches(footage.pixels, picked, references=footage.driven):
+        picture = draw(model, batch)
+        for name, image in zip(columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True):
+            columns[name].append(np.clip(np.asarray(image)[0, 0, 0], 0.0, 1.0))
+    return {name: np.stack(images) for name, images in columns.items()}
+
+
+def _outermost(item: Selection) -> Selection:
+    furthest = item.views[1 + int(np.argmax(angles_aside(item)))]
+    return Selection(frame=item.frame, views=(furthest,))
+
+
+def preview_pictures(
+    avatar: Avatar, codes: FrameCodes, footage: FitFootage, settings: FitSettings
+) -> Iterator[UInt8[np.ndarray, "h w3 3"]]:
+    """Frames of the preview: truth, the avatar through the same camera, and from a camera that swings aside."""
+    items = footage.driven[-settings.preview.frames :]
+    for index, item in enumerate(items):
+        frame, view = item.frame, item.views[0]
+        swing = np.radians(settings.preview.orbit_degrees) * np.sin(2.0 * np.pi * index / len(items))
+        aside, _ = avatar.render(
+            codes.expression[frame.row], camera=avatar.orbit_camera(float(swing)), motion=codes.motion[frame.row]
+        )
+        same = render_frame(avatar, codes, frame, view)
+        panels = (footage.pixels.view(frame, view)[0], to_bytes(same), to_bytes(np.asarray(aside)))
+        yield np.concatenate(panels, axis=1)
+
+
+def spread(items: Sequence[Selection], count: int) -> list[Selection]:
+    """Up to `count` items, evenly spaced."""
+    if not items:
+        return []
+    return [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})]
+
+
+def write_fit_report(
+    out: pathlib.Path, figures: dict[str, Any], avatar: Avatar, codes: FrameCodes, footage: FitFootage
+) -> None:
+    """Writes OUT/report.html from the figures, the log and a few pictures."""
+    sections = [report.Section(heading="Result", items=_result(figures))]
+    pictures = [
+        report.Picture(image=image_grid(columns), caption=caption)
+        for columns, caption in _comparisons(avatar, codes, footage)
+    ]
+    sections.append(report.Section(heading="Pictures", items=pictures))
+    rows = read_metrics(out)
+    for stage, heading in (("identity", "Step 1: identity"), ("finetune", "Step 2: fine-tuning")):
+        mine = [row for row in rows if row["stage"] == stage]
+        if mine:
+            charts: list[Any] = [report.Charts(charts=report.charts_of(mine))]
+            sections.append(report.Section(heading=heading, items=charts))
+    settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    table = report.settings_table(settings)
+    sections.append(report.Section(heading="Configuration", items=[table], folded=True))
+    seconds = sum(figures[step]["seconds"] for step in ("identity", "finetune"))
+    report.write_report(
+        out / "report.html",
+        title="Fitted avatar",
+        subtitle=f"{figures['training_frames']} training frames, {report.duration(seconds)} of fitting on "
+        f"{figures['device']}",
+        sections=sections,
+    )
+
+
+def _result(figures: dict[str, Any]) -> list[Any]:
+    items: list[Any] = []
+    best = figures.get("heldout") or figures["train"]
+    kind = "held-out frames" if "heldout" in figures else "training frames"
+    shown = [(f"{best['psnr']:.2f} dB", f"PSNR, {kind}"), (f"{best['ssim']:.3f}", f"SSIM, {kind}")]
+    if "lpips_vgg" in best:
+        shown.append((f"{best['lpips_vgg']:.3f}", f"LPIPS, {kind}"))
+    items.append(report.Figures(items=shown))
+    rows = []
+    for side, text in (("train", "Training frames"), ("heldout", "Held-out frames")):
+        if side in figures:
+            row = figures[side]
+            rows.append((text, row["psnr"], row["psnr_mask"], row["ssim"], row.get("lpips_vgg"), row["count"]))
+    if "heldout" in figures:
+        baseline = figures["heldout"]["best_training_frame_psnr"]
+        rows.append(("Baseline: the training picture most like it", baseline, None, None, None, None))
+    for degrees, row in figures.get("side_views", {}).items():
+        rows.append((f"Camera {degrees} degrees aside", row["psnr"], row["psnr_mask"], None, None, row["count"]))
+    header = ("pictures", "PSNR (dB)", "head only (dB)", "SSIM", "LPIPS", "count")
+    items.append(report.Table(header=header, rows=rows))
+    return items
+
+
+def _comparisons(
+    avatar: Avatar, codes: FrameCodes, footage: FitFootage
+) -> Iterator[tuple[dict[str, np.ndarray], str]]:
+    groups = [(footage.held_out or footage.training, "The fitted camera: truth above, avatar below.")]
+    if footage.aside:
+        groups.append((footage.aside, "Cameras aside, never fitted: truth above, avatar below."))
+    for items, caption in groups:
+        columns = {}
+        for item in spread(items, 6 if len(items[0].views) == 1 else 2):
+            views = item.views if len(item.views) == 1 else item.views[1:4]
+            for view in views:
+                truth, _ = _truth(footage, item.frame, view)
+                picture = render_frame(avatar, codes, item.frame, view)
+                columns[f"{item.frame.name} {item.frame.views[view].name}"] = np.stack([truth, picture])
+        yield columns, caption

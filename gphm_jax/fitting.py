@@ -1,0 +1,289 @@
+"""The two steps of fitting (paper 3.5): a fresh z_id against the frozen head model, then the baked avatar itself.
+
+One camera says little about the sides of a head. What it says nothing about stays as the head model knows it:
+splats move at a rate that grows with how many pixels they fill, are pulled to where they started and never
+leave a box about it, and alpha is held to the mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gphm_jax.avatar import AvatarModel
+from gphm_jax.data.layout import Selection
+from gphm_jax.data.pixels import PixelSource
+from gphm_jax.data.sampler import evaluation_batches
+from gphm_jax.fit_settings import FinetuneSettings, FitWeights, IdentitySettings, Limits
+from gphm_jax.gaussians import Fixed, GaussianModel
+from gphm_jax.nets import HeadNetworks, bounded_code
+from gphm_jax.optim import adam
+from gphm_jax.render import render_splats
+from gphm_jax.state import TrainState
+from gphm_jax.step import StepContext, image_losses, make_step
+from gphm_jax.types import Batch, Pose, Render, Splats, pytree
+
+# Variables of the points: their name, and the field of `Limits` that bounds them.
+_POINTS = {
+    "positions": "position",
+    "colors": "color",
+    "log_scales": "log_scale",
+    "quats": "quat",
+    "opacity_logits": "opacity_logit",
+}
+_MEASURED_FRAMES = 32  # visibility is a mean over at most so many training frames
+
+
+@pytree
+class FrameCodes:
+    """z_exp and z_nf of a dataset's frames by frame row; the encoders are frozen, so once is enough."""
+
+    expression: Float[Array, "r z"]
+    motion: Float[Array, "r z"]
+
+
+class Pictured(Protocol):
+    """What both steps optimise: something that draws a batch."""
+
+    def picture(self, batch: Batch, backend: str) -> Render:
+        """The picture of a batch [1 f v]."""
+
+
+class IdentityFit(nnx.Module):
+    """Step 1: a frozen head model and one free z_id, which starts at the mean of the model's own."""
+
+    def __init__(self, prior: GaussianModel, codes: FrameCodes):
+        self.prior = prior
+        self.identity_code = nnx.Param(jnp.mean(bounded_code(prior.subjects.codes[...]), axis=0))
+        self.expression_codes, self.motion_codes = Fixed(codes.expression), Fixed(codes.motion)
+
+    def code(self) -> Float[Array, "z"]:
+        """z_id in the unit ball."""
+        return bounded_code(self.identity_code[...])
+
+    def picture(self, batch: Batch, backend: str) -> Render:
+        """The head model's picture of a batch [1 f v] with the free code."""
+        output = self.prior.animate(
+            self.prior.neutral(self.code()[None]),
+            self.expression_codes[...][batch.frame],
+            self.motion_codes[...][batch.frame],
+            batch.pose,
+        )
+        return _drawn(output.splats, self.prior.networks, batch, backend)
+
+
+class FinetuneFit(nnx.Module):
+    """Step 2: an avatar, corrections of the tracked head poses, and where the splats started."""
+
+    def __init__(self, avatar: AvatarModel, codes: FrameCodes, limits: Limits):
+        self.avatar = avatar
+        self.pose_corrections = nnx.Param(jnp.zeros((codes.expression.shape[0], 6)))
+        self.expression_codes, self.motion_codes = Fixed(codes.expression), Fixed(codes.motion)
+        self.limits = limits
+        self.start = nnx.Dict({name: Fixed(getattr(avatar, name)[...]) for name in _POINTS})
+
+    def splats(self, batch: Batch) -> Splats:
+        """The Gaussians of a batch's frames, [1 f]."""
+        delta = self.pose_corrections[...][batch.frame]
+        pose = Pose(
+            rotation=batch.pose.rotation + delta[..., :3],
+            translation=batch.pose.translation + delta[..., 3:],
+            scale=batch.pose.scale,
+        )
+        return self.avatar(self.expression_codes[...][batch.frame], self.motion_codes[...][batch.frame], pose)
+
+    def picture(self, batch: Batch, backend: str) -> Render:
+        """The avatar's picture of a batch [1 f v]."""
+        return _drawn(self.splats(batch), self.avatar.networks, batch, backend)
+
+    def departure(self) -> Float[Array, ""]:
+        """Mean squared distance of the points' variables to their start, each in units of its limit."""
+        terms = []
+        for name, limit in _POINTS.items():
+            difference = getattr(self.avatar, name)[...] - self.start[name][...]
+            terms.append(jnp.mean((difference / getattr(self.limits, limit)) ** 2))
+        return jnp.sum(jnp.stack(terms))
+
+    def stay_within_limits(self) -> None:
+        """Clips the points' variables to the box about their start."""
+        for name, limit in _POINTS.items():
+            start, bound = self.start[name][...], getattr(self.limits, limit)
+            variable = getattr(self.avatar, name)
+            variable[...] = jnp.clip(variable[...], start - bound, start + bound)
+
+
+def _drawn(splats: Splats, networks: HeadNetworks, batch: Batch, backend: str) -> Render:
+    height, width = batch.image.shape[-3:-1]
+    features, alpha = render_splats(splats, batch.camera, height=height, width=width, backend=backend)
+    return Render(features=features, alpha=alpha, fine=networks.refine(features))
+
+
+def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[Selection]) -> FrameCodes:
+    """z_exp and z_nf of each selected frame, from its selected camera; rows of other frames are zero."""
+    encode = nnx.jit(
+        lambda nets, batch: (nets.expression_encoder(batch.face_image), nets.motion_encoder(batch.nonface_image))
+    )
+    tables: tuple[np.ndarray, np.ndarray] | None = None
+    for plan, batch in evaluation_batches(pixels, items, references=items):
+        codes = jax.device_get(encode(networks, batch))
+        if tables is None:
+            shape = (len(pixels.dataset.frames), codes[0].shape[-1])
+            tables = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for table, code in zip(tables, codes, strict=True):
+            table[plan.frame.row] = code[0, 0]
+    assert tables is not None  # a selection is never empty
+    return FrameCodes(expression=jnp.asarray(tables[0]), motion=jnp.asarray(tables[1]))
+
+
+def visibility(
+    fit: FinetuneFit, pixels: PixelSource, items: Sequence[Selection], *, backend: str
+) -> Float[Array, "n"]:
+    """How many pixels each splat fills in a mean picture of the items: the sum of its blending weights.
+
+    The picture is linear in the features, so that the weights' sum is its derivative by one channel of them.
+    """
+
+    @nnx.jit
+    def filled(fit: FinetuneFit, batch: Batch) -> Array:
+        splats = fit.splats(batch)
+        height, width = batch.image.shape[-3:-1]
+
+        def total(features: Array) -> Array:
+            return jnp.sum(
+                render_splats(
+                    dataclasses.replace(splats, features=features),
+                    batch.camera,
+                    height=height,
+                    width=width,
+                    backend=backend,
+                )[0][..., 0]
+            )
+
+        return jax.grad(total)(splats.features)[0, 0, :, 0]
+
+    picked = [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, _MEASURED_FRAMES)})]
+    batches = evaluation_batches(pixels, picked, references=picked)
+    return jnp.mean(jnp.stack([filled(fit, batch) for _, batch in batches]), axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitStep:
+    """One step, ready to run."""
+
+    name: str  # "identity" or "finetune"
+    steps: int
+    graphdef: Any
+    state: TrainState
+    advance: Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def identity_step(fit: IdentityFit, settings: IdentitySettings, *, backend: str, seed: int) -> FitStep:
+    """Step 1: nothing moves but z_id."""
+    graphdef, params, fixed = nnx.split(fit, lambda path, _: path[0] == "identity_code", ...)
+    optimizer = adam(settings.rates, settings.schedule, steps=settings.steps)
+    context = StepContext(weights=settings.losses, backend=backend)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, fixed=fixed, optimizer=optimizer.init(params)
+    )
+    return FitStep(
+        name="identity",
+        steps=settings.steps,
+        graphdef=graphdef,
+        state=state,
+        advance=make_step(graphdef, optimizer, _picture_losses, context, seed=seed),
+    )
+
+
+def finetune_step(
+    fit: FinetuneFit,
+    settings: FinetuneSettings,
+    *,
+    steps: int,
+    few_images: bool,
+    filled: Float[Array, "n"],
+    backend: str,
+    seed: int,
+) -> FitStep:
+    """Step 2: points, f_dyn and, unless there are few images, f_exp and the refine network.
+
+    `filled` is each splat's `visibility`.
+    """
+    free = {("avatar", name) for name in (*_POINTS, "dynamics")}
+    if settings.rates.pose_corrections:
+        free.add(("pose_corrections",))
+    if not few_images:
+        free |= {("avatar", "networks", "expression"), ("avatar", "networks", "refine")}
+
+    def moves(path: tuple[Any, ...], _: Any) -> bool:
+        return any(tuple(path[: len(prefix)]) == prefix for prefix in free)
+
+    graphdef, params, fixed = nnx.split(fit, moves, ...)
+    optimizer = optax.chain(
+        adam(settings.rates, settings.schedule, steps=steps), _trusting(filled, settings.trust_pixels)
+    )
+    context = StepContext(weights=settings.losses, backend=backend)
+    unbounded = make_step(graphdef, optimizer, _finetune_losses, context, seed=seed)
+
+    def advance(state: TrainState, batch: Batch, perceptual: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        state, scalars = unbounded(state, batch, perceptual)
+        moved = nnx.merge(graphdef, state.params, state.fixed, copy=True)
+        moved.stay_within_limits()
+        return dataclasses.replace(state, params=nnx.split(moved, moves, ...)[1]), scalars
+
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, fixed=fixed, optimizer=optimizer.init(params)
+    )
+    return FitStep(name="finetune", steps=steps, graphdef=graphdef, state=state, advance=advance)
+
+
+def _trusting(filled: Float[Array, "n"], half: float) -> optax.GradientTransformation:
+    """Scales the updates of point variables by filled / (filled + half).
+
+    Adam divides each gradient by its own size, so that a splat of which a hundredth of a pixel is seen moves
+    as far as one in full view: that is what tears the sides of a head fitted to its front.
+    """
+    trust = filled / (filled + half) if half else jnp.ones_like(filled)
+
+    def scale(updates: Any, _: Any) -> Any:
+        def one(path: tuple[Any, ...], update: Array) -> Array:
+            names = {str(getattr(key, "key", "")) for key in path}
+            if not names & set(_POINTS):
+                return update
+            return update * trust.reshape(-1, *[1] * (update.ndim - 1))
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.stateless(scale)
+
+
+def _picture_losses(
+    model: Pictured, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
+) -> dict[str, jax.Array]:
+    """The photometric and perceptual terms, and alpha against the mask."""
+    render = model.picture(batch, context.backend)
+    terms = image_losses(render, batch, perceptual, key, context.weights)
+    if _weights(context).alpha:
+        terms["alpha"] = jnp.mean(jnp.abs(render.alpha - batch.mask), axis=(-2, -1))
+    return terms
+
+
+def _finetune_losses(
+    model: FinetuneFit, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
+) -> dict[str, jax.Array]:
+    terms = _picture_losses(model, batch, perceptual, key, context)
+    if _weights(context).anchor:
+        terms["anchor"] = model.departure()
+    return terms
+
+
+def _weights(context: StepContext) -> FitWeights:
+    assert isinstance(context.weights, FitWeights)  # both steps' contexts are made above
+    return context.weights

@@ -1,0 +1,65 @@
+"""Pictures to an MP4 file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from gphm_jax.files import atomic_path
+
+
+def write_video(path: str | os.PathLike[str], pictures: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float) -> str:
+    """Writes RGB pictures of one size as an .mp4 file, which appears whole or not at all; returns the codec used.
+
+    H.264 through imageio-ffmpeg where that is installed (the optional package `video`), which browsers play;
+    MPEG-4 through OpenCV elsewhere. Odd sizes lose a row or a column: both codecs want even ones.
+    """
+    iterator = _even(pictures)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError(f"no picture to write to {path}")
+    try:
+        import imageio_ffmpeg  # optional: it carries a program of another licence
+    except ImportError:
+        _write_mpeg4(path, first, iterator, fps)
+        return "mpeg4"
+    height, width = first.shape[:2]
+    with atomic_path(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            str(partial), (width, height), fps=fps, codec="libx264", quality=8, macro_block_size=2,
+            ffmpeg_log_level="error",
+        )  # fmt: skip
+        writer.send(None)
+        try:
+            writer.send(first)
+            for picture in iterator:
+                writer.send(picture)
+        finally:
+            writer.close()
+    return "h264"
+
+
+def _write_mpeg4(
+    path: str | os.PathLike[str], first: np.ndarray, rest: Iterator[np.ndarray], fps: float
+) -> None:
+    height, width = first.shape[:2]
+    with atomic_path(path) as partial:
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+        if not writer.isOpened():
+            raise OSError(f"OpenCV cannot write {path}: install the optional package `video`")
+        try:
+            writer.write(cv2.cvtColor(first, cv2.COLOR_RGB2BGR))
+            for picture in rest:
+                writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        finally:
+            writer.release()
+
+
+def _even(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        yield np.ascontiguousarray(picture[: height - height % 2, : width - width % 2])

@@ -1,0 +1,175 @@
+"""The native CPU backend: C++ called through `jax.ffi`. The only module that loads the binary.
+
+One batch dimension, float32; `gphm_kernels.backends` types the results inside `shard_map`. The ops use XLA's own threads and give the same bits for any number of them.
+`num_threads` caps the threads (0: all of XLA's) and `isa` picks the instruction set ("auto": the best of this machine;
+otherwise one of `instruction_sets()`); both are for tests and measurements.
+"""
+
+import ctypes
+import functools
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+_TARGETS = ("gphm_blend_fwd", "gphm_blend_bwd", "gphm_rasterize_fwd", "gphm_segment_sum_rows")
+ISA = {"auto": 0, "base": 1, "v3": 2, "v4": 3}  # as cpu_handlers.cc numbers them
+_lock = threading.Lock()
+
+
+def available() -> bool:
+    """Whether the library is loaded, or could be built and loaded now. The first call does that work."""
+    return library() is not None
+
+
+def reason() -> str:
+    """Why the library is not available, in one line; empty if it is."""
+    with _lock:
+        return _load()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, its FFI handlers registered with JAX; None where there is none."""
+    with _lock:
+        return _load()[0]
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    from gphm_kernels.backends import build  # late: `python -m` runs that module as a program
+
+    try:
+        path = build.build()
+    except build.BuildError as error:
+        return None, str(error)
+    try:
+        loaded = ctypes.CDLL(str(path))
+        handlers = {name: jax.ffi.pycapsule(getattr(loaded, name)) for name in _TARGETS}
+    except (OSError, AttributeError) as error:
+        return None, f"{path} does not load: {error}; delete it to have it built again"
+    for name, handler in handlers.items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return loaded, ""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that this machine runs, the plainest first."""
+    loaded = _require()
+    return tuple(name for name, number in ISA.items() if 1 <= number <= loaded.gphm_best_isa())
+
+
+def blend_fwd(
+    means2d: Float[Array, "b n 2"],
+    conics: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    depths: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    background: Float[Array, "b c"],
+    *,
+    width: int,
+    height: int,
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
+    """Blends projected splats front to back over the background; returns the image and its alpha.
+
+    alpha_i = min(0.99, opacity exp(-sigma)); a splat below 1/255 is skipped, one that would bring the transmittance
+    to 1e-4 or less ends the pixel and is not added. Splats whose geometry is not finite, or whose conic is not positive
+    definite, are inert; features that are not finite reach the image, near the pixels that their splat covers.
+    """
+    batch, _, channels = features.shape
+    results = ((batch, height, width, channels), (batch, height, width))
+    inputs = (means2d, conics, opacities, depths, features, background)
+    return _call("gphm_blend_fwd", results, inputs, num_threads, isa, width=width, height=height)
+
+
+def blend_bwd(
+    means2d: Float[Array, "b n 2"],
+    conics: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    depths: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    background: Float[Array, "b c"],
+    image: Float[Array, "b h w c"] | None,
+    alpha: Float[Array, "b h w"] | None,
+    d_image: Float[Array, "b h w c"],
+    d_alpha: Float[Array, "b h w"],
+    *,
+    width: int,
+    height: int,
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Cotangents of means2d, conics, opacities, features and background; the depths only sort and have none.
+
+    The sweep is done again, so `image` and `alpha`, which other backends need, are not read and may be None.
+    """
+    del image, alpha
+    results = tuple(x.shape for x in (means2d, conics, opacities, features, background))
+    inputs = (means2d, conics, opacities, depths, features, background, d_image, d_alpha)
+    return _call("gphm_blend_bwd", results, inputs, num_threads, isa, width=width, height=height)
+
+
+def rasterize_fwd(
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    *,
+    width: int,
+    height: int,
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> Float[Array, "b h w 4"]:
+    """Rasterizes triangles: (u, v, z/w, face index + 1) of the nearest face at each pixel centre; 0 where none.
+
+    u, v and 1 - u - v are the perspective-correct weights of the face's vertices 0, 1 and 2. A face is seen where
+    -w <= z <= w, from both sides; equal depths go to the lower index. A pixel centre exactly on an edge belongs to the
+    face for which it is a left edge or a level top edge of the image. Degenerate faces, faces with an index out
+    of range and faces with a position that is not finite are skipped.
+    """
+    shape = (clip_positions.shape[0], height, width, 4)
+    inputs = (clip_positions, faces.astype(jnp.int32))
+    return _call("gphm_rasterize_fwd", (shape,), inputs, num_threads, isa, width=width, height=height)[0]
+
+
+def segment_sum_rows(
+    values: Float[Array, "b m c"],
+    ids: Int[Array, "b m"],
+    *,
+    num_segments: int,
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> Float[Array, "b s c"]:
+    """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s, in row order; other ids are left out.
+
+    The transpose of a gather of rows, several times faster than XLA's scatter on CPU.
+    """
+    shape = (values.shape[0], num_segments, values.shape[2])
+    return _call("gphm_segment_sum_rows", (shape,), (values, ids.astype(jnp.int32)), num_threads, isa)[0]
+
+
+def _require() -> ctypes.CDLL:
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError(f"the native CPU kernels cannot run: {reason()}; use backend='xla'")
+    return loaded
+
+
+def _call(
+    target: str,
+    results: tuple[tuple[int, ...], ...],
+    inputs: tuple[Array, ...],
+    num_threads: int,
+    isa: str,
+    **sizes: int,
+) -> Any:
+    _require()
+    for array in inputs:
+        if array.dtype not in (jnp.float32, jnp.int32):
+            raise TypeError(f"{target}: the native backend takes float32, not {array.dtype}; use backend='xla'")
+    shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results)
+    call = jax.ffi.ffi_call(target, shapes, vmap_method="sequential")
+    attributes = {**sizes, "num_threads": num_threads, "isa": ISA[isa]}
+    return call(*inputs, **{name: np.int32(value) for name, value in attributes.items()})

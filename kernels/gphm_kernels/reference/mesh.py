@@ -1,0 +1,185 @@
+"""Triangle rasterization in plain JAX, without clipping (Olano and Greer 1997).
+
+With p_i = (x_i, y_i, w_i), edges e_i = p_j x p_k (i, j, k cyclic) and a pixel's centre P = (X, Y, 1),
+
+    a_i = e_i . P,  b_i = a_i / sum_j a_j,  z/w = sum_i a_i z_i / sum_i a_i w_i,
+
+b_i are the perspective-correct barycentrics, and the pixel is inside where all a_i have the determinant's sign.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from gphm_kernels.reference.tiles import (
+    CHUNK,
+    TILE,
+    Bins,
+    Layout,
+    Rectangles,
+    bound,
+    from_tiles,
+    lists,
+    make_layout,
+    pixels,
+    sweep,
+)
+from gphm_kernels.varying import promote, varying_axes
+
+BLOCK = 64  # faces tested at once
+MAX_POSITION = 1e18  # beyond it products of coordinates overflow float32
+
+
+def rasterize_fwd(
+    clip_positions: Float[Array, "b v 4"], faces: Int[Array, "f 3"], *, width: int, height: int
+) -> Float[Array, "b h w 4"]:
+    """(u, v, z/w, face index + 1) of the nearest face at each pixel centre; 0 where none."""
+    batch, number = clip_positions.shape[0], faces.shape[0]
+    if not (batch and number and clip_positions.shape[1]):
+        return jnp.zeros((batch, height, width, 4), clip_positions.dtype)
+    layout = make_layout(batch, width, height)
+    corners = _corners(clip_positions, faces)
+    rectangles = _bounds(layout, corners, faces, clip_positions.shape[1])
+    corners = corners.reshape(batch * number, 3, 4)
+
+    def visit(carry: Array, bins: Bins, tiles: Array, last: Array) -> Array:
+        nearest = _draw_chunk(layout, corners, bins, tiles, last)
+        return lax.dynamic_update_slice_in_dim(carry, nearest, tiles[0], 0)
+
+    axes = varying_axes(corners, rectangles)
+    empty = promote(jnp.full((layout.tiles + CHUNK, TILE * TILE), -1, jnp.int32), axes)
+    nearest = sweep(layout, rectangles, lambda face, column, row: jnp.ones_like(face, bool), empty, visit)
+    face = from_tiles(layout, nearest[: layout.tiles, :, None])[..., 0]
+    seen = face >= 0
+    x, y = centres(width, height, clip_positions.dtype)
+    coordinates = barycentrics(corners[jnp.maximum(face, 0)], x[None, None], y[None, :, None], seen)
+    # Faces are numbered through the batch here, and within their mesh outside.
+    index = jnp.where(seen, face % number + 1, 0).astype(clip_positions.dtype)
+    return jnp.concatenate([coordinates, index[..., None]], -1)
+
+
+def centres(width: int, height: int, dtype: jnp.dtype) -> tuple[Float[Array, "w"], Float[Array, "h"]]:
+    """Pixel centres in normalised device coordinates: x rightwards, y from +1 at the top row downwards."""
+    x = (2 * jnp.arange(width, dtype=dtype) + 1) / width - 1
+    return x, 1 - (2 * jnp.arange(height, dtype=dtype) + 1) / height
+
+
+def edge_functions(
+    corners: Float[Array, "*n 3 4"], x: Float[Array, "..."], y: Float[Array, "..."]
+) -> tuple[Array, Array, Array]:
+    """a_0, a_1, a_2 at the points (x, y), each [*n]: products about the point itself, which cancel least."""
+    p = [corners[..., i, 0] - x * corners[..., i, 3] for i in range(3)]
+    q = [corners[..., i, 1] - y * corners[..., i, 3] for i in range(3)]
+    return p[1] * q[2] - q[1] * p[2], p[2] * q[0] - q[2] * p[0], p[0] * q[1] - q[0] * p[1]
+
+
+def barycentrics(
+    corners: Float[Array, "*n 3 4"], x: Float[Array, "..."], y: Float[Array, "..."], seen: Array
+) -> Float[Array, "*n 3"]:
+    """(u, v, z/w) at points of the corners' faces; zero, with zero gradient, where not seen. Differentiable."""
+    harmless = jnp.array([[0, 1, 0, 1], [-1, -1, 0, 1], [1, -1, 0, 1]], corners.dtype)
+    harmless = harmless.reshape((1,) * (corners.ndim - 2) + (3, 4))
+    corners = jnp.where(seen[..., None, None], corners, harmless)
+    a = edge_functions(corners, jnp.where(seen, x, 0), jnp.where(seen, y, 0))
+    depth = sum(e * corners[..., i, 2] for i, e in enumerate(a))
+    scale = sum(e * corners[..., i, 3] for i, e in enumerate(a))
+    result = jnp.stack([a[0] / (a[0] + a[1] + a[2]), a[1] / (a[0] + a[1] + a[2]), depth / scale], -1)
+    return jnp.where(seen[..., None], result, 0)
+
+
+def _corners(clip_positions: Array, faces: Array) -> Float[Array, "b f 3 4"]:
+    return clip_positions[:, jnp.clip(faces, 0, clip_positions.shape[1] - 1)]
+
+
+def _bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rectangles:
+    """Tiles that a face may reach; none for faces that are degenerate, not finite or outside the view volume."""
+    batch, number = corners.shape[:2]
+    position, w = corners[..., :3], corners[..., 3:]
+    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    usable = distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
+    finite = jnp.all(jnp.abs(corners) < MAX_POSITION, (-2, -1))
+    outside = jnp.any(jnp.all(position > w, -2) | jnp.all(position < -w, -2), -1)
+    before = jnp.all(w > 0, (-2, -1))
+    projected = position[..., :2] / jnp.where(before[..., None, None], w, 1)
+    # A face that reaches behind the camera may project to anywhere.
+    low = jnp.where(before[..., None], jnp.min(projected, -2), -1)
+    high = jnp.where(before[..., None], jnp.max(projected, -2), 1)
+    slack = 1e-3  # px, for rounding
+    x = (low[..., 0] + 1) * (layout.width / 2) - slack, (high[..., 0] + 1) * (layout.width / 2) + slack
+    y = (1 - high[..., 1]) * (layout.height / 2) - slack, (1 - low[..., 1]) * (layout.height / 2) + slack
+    image = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, number))
+    drawn = usable[None] & finite & ~outside
+    return bound(
+        layout, (x[0].ravel(), x[1].ravel()), (y[0].ravel(), y[1].ravel()), image.ravel(), drawn.ravel()
+    )
+
+
+def _draw_chunk(layout: Layout, corners: Array, bins: Bins, tiles: Array, last: Array) -> Int[Array, "t p"]:
+    """The nearest face (numbered through the batch) at each pixel of a chunk of tiles; -1 where none."""
+    dtype = corners.dtype
+    pixel_x, pixel_y = pixels(layout, tiles, dtype)
+    x, y = pixel_x * (2 / layout.width) - 1, 1 - pixel_y * (2 / layout.height)
+    # Edges about the tile's middle: small numbers, and the same ones for both faces at an edge.
+    middle_x, middle_y = (x[:, :1] + x[:, -1:]) / 2, (y[:, :1] + y[:, -1:]) / 2
+    start, length = lists(bins, tiles, last)
+    blocks = (jnp.max(length) + BLOCK - 1) // BLOCK
+
+    def body(state: Any) -> Any:
+        index, nearest_depth, nearest_face = state
+        offset = index * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        position = jnp.minimum(start[:, None] + offset[None], bins.slot.shape[0] - 1)
+        face = bins.primitive[bins.slot[position]]
+        depth = _depths(corners[face], x - middle_x, y - middle_y, middle_x, middle_y)
+        depth = jnp.where((offset[None] < length[:, None])[:, None], depth, jnp.inf)
+        # The first of equals, here and below: lists are in face order, so the lower index wins a tie.
+        best = jnp.argmin(depth, -1)
+        best_depth = jnp.take_along_axis(depth, best[..., None], -1)[..., 0]
+        best_face = jnp.take_along_axis(face, best, -1)
+        nearer = best_depth < nearest_depth
+        return index + 1, jnp.where(nearer, best_depth, nearest_depth), jnp.where(nearer, best_face, nearest_face)
+
+    initial = (jnp.zeros((), jnp.int32), jnp.full(x.shape, jnp.inf, dtype), jnp.full(x.shape, -1, jnp.int32))
+    initial = promote(initial, varying_axes(corners, tiles, bins))
+    return lax.while_loop(lambda state: state[0] < blocks, body, initial)[2]
+
+
+def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array) -> Float[Array, "t p k"]:
+    """z/w where a face [t, k] covers a pixel [t, p] (relative to the tile's middle), infinity elsewhere."""
+    px, py = corners[..., 0] - middle_x[..., None] * corners[..., 3], corners[..., 1] - middle_y[..., None] * corners[..., 3]
+    z, w = corners[..., 2], corners[..., 3]
+    edges = [_edge(px, py, w, (i + 1) % 3, (i + 2) % 3) for i in range(3)]
+    determinant = sum(px[..., i] * e[0] + py[..., i] * e[1] + w[..., i] * e[2] for i, e in enumerate(edges))
+    sign = jnp.sign(determinant)
+    inside = (determinant != 0)[:, None]
+    depth = jnp.zeros((), x.dtype)
+    scale = jnp.zeros((), x.dtype)
+    for i, edge in enumerate(edges):
+        ex, ey, one = (sign * component for component in edge)
+        value = ex[:, None] * x[..., None] + ey[:, None] * y[..., None] + one[:, None]
+        # Top-left rule: a left edge has the inside at greater X, a top edge is level with the inside at smaller Y.
+        owns = (ex > 0) | ((ex == 0) & (ey < 0))
+        inside &= (value > 0) | ((value == 0) & owns[:, None])
+        depth += value * z[:, None, :, i]
+        scale += value * w[:, None, :, i]
+    depth /= jnp.where(inside, scale, 1)
+    return jnp.where(inside & (scale > 0) & (jnp.abs(depth) <= 1), depth, jnp.inf)
+
+
+def _edge(x: Array, y: Array, w: Array, j: int, k: int) -> tuple[Array, Array, Array]:
+    """p_j x p_k, with the exact negative for the face on the edge's other side: no cracks, no pixel drawn twice.
+
+    The product is taken in an order that both faces share, from the lesser corner to the greater; then rounding,
+    and fused multiply-adds, do the same on both sides.
+    """
+    x0, y0, w0, x1, y1, w1 = x[..., j], y[..., j], w[..., j], x[..., k], y[..., k], w[..., k]
+    swap = (x0 > x1) | ((x0 == x1) & ((y0 > y1) | ((y0 == y1) & (w0 > w1))))
+    a = [jnp.where(swap, second, first) for first, second in ((x0, x1), (y0, y1), (w0, w1))]
+    b = [jnp.where(swap, first, second) for first, second in ((x0, x1), (y0, y1), (w0, w1))]
+    sign = jnp.where(swap, -1, 1).astype(x.dtype)
+    return (
+        sign * (a[1] * b[2] - a[2] * b[1]),
+        sign * (a[2] * b[0] - a[0] * b[2]),
+        sign * (a[0] * b[1] - a[1] * b[0]),
+    )

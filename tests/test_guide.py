@@ -1,0 +1,71 @@
+"""The guide: its surface, the gradient of the sparse second evaluation, and eq. 3."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trimesh
+from flax import nnx
+from tests.tiny_models import CENTER, RADII, batch, guide_model
+
+from gphm_jax.guide import ellipsoid_mesh, ellipsoid_sdf
+
+
+@pytest.fixture(scope="module")
+def guide():
+    return guide_model()
+
+
+def test_ellipsoid_distance_is_signed_and_first_order():
+    center, radii = jnp.zeros(3), jnp.array([0.5, 0.6, 0.4])
+    points = jnp.array([[0.0, 0, 0.3], [0, 0, 0.5], [0.5, 0, 0], [0, 0.61, 0]])
+    sdf = ellipsoid_sdf(points, center, radii)
+    np.testing.assert_allclose(sdf, [0.1, -0.1, 0.0, -0.01], atol=3e-2)
+    assert sdf[0] > 0 > sdf[1]
+
+
+def test_first_surface_is_the_ellipsoid(guide):
+    vertices, features, faces, counts, overflow = jax.device_get(nnx.jit(lambda m: m.mean_surface())(guide))
+    assert not overflow and counts[0] > 100
+    vertices, faces = vertices[: counts[0]], faces[: counts[1]]
+    assert np.abs(np.linalg.norm((vertices - CENTER) / RADII, axis=1) - 1.0).max() < 0.1
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    assert mesh.is_watertight and mesh.volume > 0  # faces wind outwards
+    assert features.shape[0] == 1500
+
+
+def test_vertex_gradient_equals_that_of_the_implicit_surface(guide):
+    """At fixed topology dV0/ds follows from linear interpolation along the crossing edge, whatever the grid pass."""
+    graphdef, params, rest = nnx.split(guide, nnx.PathContains("mean"), ...)
+
+    def total(params):
+        vertices, _, _, counts, _ = nnx.merge(graphdef, params, rest).mean_surface()
+        used = jnp.arange(vertices.shape[0]) < counts[0]
+        return jnp.sum(jnp.where(used[:, None], vertices**2, 0.0))
+
+    gradient = jax.grad(total)(params)
+    direction = jax.tree.map(lambda g: g / (1e-12 + jnp.linalg.norm(g)), gradient)
+    slope = sum(jnp.sum(g * d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    step = 1e-4
+    shifted = [total(jax.tree.map(lambda p, d: p + sign * step * d, params, direction)) for sign in (1, -1)]
+    numeric = float((shifted[0] - shifted[1]) / (2 * step))
+    assert abs(float(slope)) > 1e-2
+    # float32 sums of a thousand vertices, and now and then an edge that starts or stops crossing.
+    assert abs(numeric - float(slope)) < 0.1 * abs(float(slope))
+
+
+def test_guide_output_shapes_and_zero_displacement_at_start(guide):
+    output = jax.jit(lambda b: guide(b))(batch())
+    assert output.mesh.vertices.shape == (2, 2, 1500, 3)
+    assert output.mesh.features.shape == (2, 1, 1500, 32)
+    assert output.landmarks.shape == (2, 2, 5, 3)
+    # f_exp and f_nf start with a zero last layer.
+    np.testing.assert_array_equal(output.displacement, 0.0)
+    assert int(output.vertex_count) > 100 and not bool(output.overflow)
+
+
+def test_ellipsoid_mesh_is_closed():
+    vertices, faces = ellipsoid_mesh(np.array([0.1, 0.2, 0.3]), RADII, subdivisions=2)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    assert mesh.is_watertight
+    np.testing.assert_allclose(vertices.mean(axis=0), [0.1, 0.2, 0.3], atol=1e-6)
