@@ -15,20 +15,18 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from gphm_jax import fit_results, loop, runtime
+from gphm_jax import fit_results, runtime
 from gphm_jax.avatar import Avatar, AvatarSpec, bake
-from gphm_jax.data.sampler import BatchSampler, prefetch
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_json
-from gphm_jax.fit_footage import FitFootage, fit_batches, open_fit_footage
-from gphm_jax.fit_settings import FitSettings, fit_folder
+from gphm_jax.fit_footage import open_fit_footage
+from gphm_jax.fit_run import Fit, is_done, run_step, step_figures
+from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import (
     FinetuneFit,
-    FitStep,
     IdentityFit,
     encode_frames,
     finetune_length,
@@ -37,29 +35,16 @@ from gphm_jax.fitting import (
     visibility,
 )
 from gphm_jax.gaussians import GaussianModel
-from gphm_jax.logs import RunLog, read_metrics
+from gphm_jax.logs import RunLog
 from gphm_jax.perceptual import load_lpips
-from gphm_jax.settings import Settings, from_mapping
+from gphm_jax.settings import from_mapping
 from gphm_jax.stages import load_prior
-from gphm_jax.state import Checkpoints, TrainState, abstract_like
 from gphm_jax.video import write_video
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/fit.py[:PRESET]")
 _PRIOR = flags.DEFINE_string("prior", None, "the workdir of a trained head model")
 _INPUT = flags.DEFINE_string("input", None, "a prepared identity folder, or a dataset")
 _OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What the steps share."""
-
-    settings: FitSettings
-    prior: Settings
-    out: pathlib.Path
-    footage: FitFootage
-    log: RunLog
-    perceptual: Any
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     prior, prior_settings, _ = load_prior(prior_path)
     footage = open_fit_footage(input_path, settings, prior_settings)
-    if fit_folder(out, settings, prior_path, input_path):
+    if is_done(out, settings, prior_path, input_path):
         logging.info("done already: %s and %s", out / "avatar", out / "report.html")
         return
     asks = settings.identity.losses.perceptual or settings.finetune.losses.perceptual
@@ -119,7 +104,9 @@ def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, A
         backend=settings.backend, seed=settings.seed,
     )  # fmt: skip
     fitted = run_step(fit, step, settings.finetune.frames)
-    fit_results.make_avatar(fitted.avatar, spec, codes, footage, backend=settings.backend).save(fit.out / "avatar")
+    fit_results.make_avatar(fitted.avatar, spec, codes, footage, backend=settings.backend).save(
+        fit.out / "avatar"
+    )
     figures = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "training_frames": len(footage.training),
@@ -131,52 +118,15 @@ def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, A
     return Avatar.load(fit.out / "avatar", backend=settings.backend), codes, figures
 
 
-def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
-    """Runs a step to its end, from its last checkpoint if there is one; returns the fitted module."""
-    checkpoints = Checkpoints(fit.out / "checkpoints" / step.name)
-    found = checkpoints.latest() is not None
-    state = checkpoints.restore(abstract_like(step.state)) if found else step.state
-    sampler = BatchSampler(
-        fit.footage.dataset,
-        fit_batches(frames, fit.prior),
-        seed=fit.settings.seed,
-        selection=fit.footage.training,
-        pixels=fit.footage.pixels,
-    )
-
-    def draw(state: TrainState, done: int) -> None:
-        model = nnx.merge(step.graphdef, state.params, state.fixed, copy=True)
-        columns = fit_results.sample_columns(model, fit.footage, backend=fit.settings.backend)
-        fit.log.images(step.name, done, columns)
-
-    observer = loop.Observer(
-        stage=step.name, log=fit.log, settings=fit.settings.log, checkpoints=checkpoints, meta={}, draw=draw
-    )
-    state = loop.run(
-        jax.jit(step.advance, donate_argnums=0),
-        state,
-        prefetch(sampler, start_step=int(state.step), stop_step=step.steps),
-        fit.perceptual,
-        steps=step.steps,
-        observer=observer,
-    )
-    checkpoints.close()
-    return nnx.merge(step.graphdef, state.params, state.fixed)
-
-
-def step_figures(fit: Fit, name: str) -> dict[str, float]:
-    """Steps, seconds (over all interruptions) and the last logged training PSNR."""
-    rows = [row for row in read_metrics(fit.out) if row["stage"] == name]
-    return {"steps": rows[-1]["step"], "seconds": sum(row["seconds"] for row in rows), "psnr": rows[-1]["psnr"]}
-
-
 def conclude(fit: Fit, avatar: Avatar, codes: Any, figures: dict[str, Any]) -> None:
     """Figures, preview and report; metrics.json last, since it says that the fit is done."""
     figures |= fit_results.evaluate_fit(
         avatar, codes, fit.footage, fit.settings, lambda items, text: tqdm(items, desc=text, unit="frame")
     )
     pictures = fit_results.preview_pictures(avatar, codes, fit.footage, fit.settings)
-    write_video(fit.out / "preview.mp4", tqdm(pictures, desc="preview", unit="frame"), fps=fit.settings.preview.fps)
+    write_video(
+        fit.out / "preview.mp4", tqdm(pictures, desc="preview", unit="frame"), fps=fit.settings.preview.fps
+    )
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes()
     fit_results.write_fit_report(fit.out, figures, avatar, codes, fit.footage)
     write_json(fit.out / "metrics.json", figures)

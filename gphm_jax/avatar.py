@@ -110,7 +110,9 @@ class AvatarModel(nnx.Module):
             pose=pose,
         )
 
-    def render(self, splats: Splats, camera: Camera, *, height: int, width: int, backend: str = "auto") -> Render:
+    def render(
+        self, splats: Splats, camera: Camera, *, height: int, width: int, backend: str = "auto"
+    ) -> Render:
         """Splats [1 f] seen by cameras [1 f v], refined."""
         features, alpha = render_splats(splats, camera, height=height, width=width, backend=backend)
         return Render(features=features, alpha=alpha, fine=self.networks.refine(features))
@@ -135,7 +137,9 @@ def bake(prior: GaussianModel, code: Float[Array, "z"], spec: AvatarSpec, *, see
     )
     avatar = AvatarModel(points, spec, rngs=nnx.Rngs(seed))
     kept = set(nnx.to_flat_state(nnx.state(avatar.networks)).paths)
-    nnx.update(avatar.networks, nnx.filter_state(nnx.state(prior.networks), lambda path, _: tuple(path) in kept))
+    nnx.update(
+        avatar.networks, nnx.filter_state(nnx.state(prior.networks), lambda path, _: tuple(path) in kept)
+    )
     return avatar
 
 
@@ -151,8 +155,8 @@ class Habits:
 class Avatar:
     """A fitted person that can be saved, loaded, driven and rendered.
 
-        avatar = Avatar.load("out/avatar")
-        image, alpha = avatar.render(avatar.encode(face_image))
+    avatar = Avatar.load("out/avatar")
+    image, alpha = avatar.render(avatar.encode(face_image))
     """
 
     def __init__(self, model: AvatarModel, spec: AvatarSpec, habits: Habits, *, backend: str = "auto"):
@@ -212,7 +216,11 @@ class Avatar:
         fine, alpha = self._render(
             flat(expression, 1),
             flat(motion, 1),
-            Pose(rotation=flat(pose.rotation, 1), translation=flat(pose.translation, 1), scale=flat(pose.scale, 0)),
+            Pose(
+                rotation=flat(pose.rotation, 1),
+                translation=flat(pose.translation, 1),
+                scale=flat(pose.scale, 0),
+            ),
             Camera(
                 world_to_camera=flat(camera.world_to_camera, 2)[:, :, None],
                 intrinsics=flat(camera.intrinsics, 2)[:, :, None],
@@ -249,7 +257,8 @@ class Avatar:
         partial.mkdir()
         try:
             arrays = _named(self._state) | _named_habits(self.habits)
-            np.savez(partial / "arrays.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+            named = {name: np.asarray(value) for name, value in arrays.items()}
+            np.savez(partial / "arrays.npz", **named)  # type: ignore[arg-type]  # none is called allow_pickle
             write_json(
                 partial / "config.json",
                 {"format": FORMAT, "version": VERSION, "spec": dataclasses.asdict(self.spec)},
@@ -348,7 +357,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _named(state: Any) -> dict[str, Any]:
     """Every array of a module's state under its path."""
-    return {_name(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def _named_habits(habits: Habits) -> dict[str, Any]:
@@ -384,7 +393,9 @@ def _read_spec(path: pathlib.Path) -> AvatarSpec:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{file} does not describe an avatar: name the folder `avatar` that fit.py wrote")
     if config.get("version") != VERSION:
-        raise InputError(f"{file} has version {config.get('version')}, this program reads {VERSION}: fit it again")
+        raise InputError(
+            f"{file} has version {config.get('version')}, this program reads {VERSION}: fit it again"
+        )
     return from_mapping(AvatarSpec, config.get("spec", {}), where=str(file))
 
 
@@ -398,5 +409,7 @@ def _read_arrays(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, np.nda
     for name, value in wanted.items():
         if name not in arrays or arrays[name].shape != value.shape or arrays[name].dtype != value.dtype:
             found = f"{arrays[name].shape} {arrays[name].dtype}" if name in arrays else "nothing"
-            raise InputError(f"{path}: '{name}' must be {value.shape} {value.dtype}, found {found}: fit it again")
+            raise InputError(
+                f"{path}: '{name}' must be {value.shape} {value.dtype}, found {found}: fit it again"
+            )
     return arrays

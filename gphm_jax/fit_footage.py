@@ -55,7 +55,9 @@ def open_fit_footage(path: pathlib.Path, settings: FitSettings, prior: Settings)
         )
     training, held_out = _divide(dataset, items, settings.held_out_fraction)
     if not training:
-        raise InputError(f"every frame of {person} in {path} is held out: correct dataset.json's held_out_frames")
+        raise InputError(
+            f"every frame of {person} in {path} is held out: correct dataset.json's held_out_frames"
+        )
     data = prior.data
     return FitFootage(
         dataset=dataset,

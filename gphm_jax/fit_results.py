@@ -20,13 +20,13 @@ from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage, directions
 from gphm_jax.fit_settings import FitSettings
-from gphm_jax.fitting import FrameCodes, Pictured
+from gphm_jax.fitting import Fittable, FrameCodes
 from gphm_jax.logs import image_grid, read_metrics
 from gphm_jax.perceptual import load_lpips, lpips
 from gphm_jax.types import Camera, Pose
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
-ANGLE_STEP = 15  # degrees: cameras aside are counted with the nearest multiple
+ANGLE_STEP = 5  # degrees: cameras aside are counted with the nearest multiple
 _CHUNK = 32  # training pictures compared at once
 _GRID_ROWS = 3
 
@@ -116,7 +116,10 @@ def evaluate_fit(
 
 
 def _measure(
-    picture: Float[Array, "h w 3"], truth: Float[Array, "h w 3"], mask: Float[Array, "h w"], weights: dict[str, Any]
+    picture: Float[Array, "h w 3"],
+    truth: Float[Array, "h w 3"],
+    mask: Float[Array, "h w"],
+    weights: dict[str, Any],
 ) -> dict[str, Float[Array, ""]]:
     return {
         "psnr": metrics.psnr(picture, truth),
@@ -135,7 +138,11 @@ def _side_figures(
         for view, angle in zip(item.views[1:], angles, strict=True):
             truth, mask = _truth(footage, item.frame, view)
             picture = render_frame(avatar, codes, item.frame, view)
-            values = (float(metrics.psnr(picture, truth)), float(metrics.psnr(picture, truth, mask)), float(angle))
+            values = (
+                float(metrics.psnr(picture, truth)),
+                float(metrics.psnr(picture, truth, mask)),
+                float(angle),
+            )
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
     figures = {}
     for degrees, rows in sorted(buckets.items()):
@@ -176,7 +183,7 @@ def _truth(
 
 
 def sample_columns(
-    model: Pictured, footage: FitFootage, *, backend: str
+    model: Fittable, footage: FitFootage, *, backend: str
 ) -> dict[str, Float[np.ndarray, "n h w *c"]]:
     """Truth, coarse, fine and alpha of a few training, held-out and aside pictures, for a grid."""
     draw = nnx.jit(lambda fitted, batch: fitted.picture(batch, backend))
@@ -185,7 +192,9 @@ def sample_columns(
     picked = (*spread(footage.training, _GRID_ROWS), *spread(footage.held_out, _GRID_ROWS), *aside)
     for _, batch in evaluation_batches(footage.pixels, picked, references=footage.driven):
         picture = draw(model, batch)
-        for name, image in zip(columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True):
+        for name, image in zip(
+            columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True
+        ):
             columns[name].append(np.clip(np.asarray(image)[0, 0, 0], 0.0, 1.0))
     return {name: np.stack(images) for name, images in columns.items()}
 
@@ -204,7 +213,9 @@ def preview_pictures(
         frame, view = item.frame, item.views[0]
         swing = np.radians(settings.preview.orbit_degrees) * np.sin(2.0 * np.pi * index / len(items))
         aside, _ = avatar.render(
-            codes.expression[frame.row], camera=avatar.orbit_camera(float(swing)), motion=codes.motion[frame.row]
+            codes.expression[frame.row],
+            camera=avatar.orbit_camera(float(swing)),
+            motion=codes.motion[frame.row],
         )
         same = render_frame(avatar, codes, frame, view)
         panels = (footage.pixels.view(frame, view)[0], to_bytes(same), to_bytes(np.asarray(aside)))
@@ -215,7 +226,9 @@ def spread(items: Sequence[Selection], count: int) -> list[Selection]:
     """Up to `count` items, evenly spaced."""
     if not items:
         return []
-    return [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})]
+    return [
+        items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})
+    ]
 
 
 def write_fit_report(
@@ -259,12 +272,16 @@ def _result(figures: dict[str, Any]) -> list[Any]:
     for side, text in (("train", "Training frames"), ("heldout", "Held-out frames")):
         if side in figures:
             row = figures[side]
-            rows.append((text, row["psnr"], row["psnr_mask"], row["ssim"], row.get("lpips_vgg"), row["count"]))
+            rows.append(
+                (text, row["psnr"], row["psnr_mask"], row["ssim"], row.get("lpips_vgg"), row["count"])
+            )
     if "heldout" in figures:
         baseline = figures["heldout"]["best_training_frame_psnr"]
         rows.append(("Baseline: the training picture most like it", baseline, None, None, None, None))
     for degrees, row in figures.get("side_views", {}).items():
-        rows.append((f"Camera {degrees} degrees aside", row["psnr"], row["psnr_mask"], None, None, row["count"]))
+        rows.append(
+            (f"Camera {degrees} degrees aside", row["psnr"], row["psnr_mask"], None, None, row["count"])
+        )
     header = ("pictures", "PSNR (dB)", "head only (dB)", "SSIM", "LPIPS", "count")
     items.append(report.Table(header=header, rows=rows))
     return items

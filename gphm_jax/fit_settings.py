@@ -55,7 +55,9 @@ class FinetuneSettings:
     schedule: Schedule = Schedule()
     losses: FitWeights = FitWeights()
     limits: Limits = Limits()
-    trust_pixels: float = 0.0  # a splat moves at half its rate where it fills so many pixels of a mean training frame
+    trust_pixels: float = (
+        0.0  # a splat moves at half its rate where it fills so many pixels of a mean training frame
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,9 @@ class FitSettings:
     backend: str = "auto"  # kernels: auto, native, xla, callback
     subject: str = ""  # which identity of the input; empty: it has one
     view: str = ""  # which camera to fit; empty: the first
-    held_out_fraction: float = 0.1  # of the frames, the last ones, where dataset.json names none and there are ten
+    held_out_fraction: float = (
+        0.1  # of the frames, the last ones, where dataset.json names none and there are ten
+    )
     cache_gb: float = 2.0  # decoded images kept in memory
     identity: IdentitySettings = IdentitySettings()
     finetune: FinetuneSettings = FinetuneSettings()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from gphm_jax.avatar import AvatarModel
 from gphm_jax.data.layout import Selection
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import evaluation_batches
-from gphm_jax.fit_settings import FinetuneSettings, FitWeights, IdentitySettings, Limits
+from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights, IdentitySettings, Limits
 from gphm_jax.gaussians import Fixed, GaussianModel
 from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.optim import adam
@@ -48,13 +48,6 @@ class FrameCodes:
 
     expression: Float[Array, "r z"]
     motion: Float[Array, "r z"]
-
-
-class Pictured(Protocol):
-    """What both steps optimise: something that draws a batch."""
-
-    def picture(self, batch: Batch, backend: str) -> Render:
-        """The picture of a batch [1 f v]."""
 
 
 class IdentityFit(nnx.Module):
@@ -120,6 +113,9 @@ class FinetuneFit(nnx.Module):
             variable[...] = jnp.clip(variable[...], start - bound, start + bound)
 
 
+Fittable = IdentityFit | FinetuneFit
+
+
 def _drawn(splats: Splats, networks: HeadNetworks, batch: Batch, backend: str) -> Render:
     height, width = batch.image.shape[-3:-1]
     features, alpha = render_splats(splats, batch.camera, height=height, width=width, backend=backend)
@@ -129,7 +125,10 @@ def _drawn(splats: Splats, networks: HeadNetworks, batch: Batch, backend: str) -
 def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[Selection]) -> FrameCodes:
     """z_exp and z_nf of each selected frame, from its selected camera; rows of other frames are zero."""
     encode = nnx.jit(
-        lambda nets, batch: (nets.expression_encoder(batch.face_image), nets.motion_encoder(batch.nonface_image))
+        lambda nets, batch: (
+            nets.expression_encoder(batch.face_image),
+            nets.motion_encoder(batch.nonface_image),
+        )
     )
     tables: tuple[np.ndarray, np.ndarray] | None = None
     for plan, batch in evaluation_batches(pixels, items, references=items):
@@ -244,6 +243,15 @@ def finetune_step(
     return FitStep(name="finetune", steps=steps, graphdef=graphdef, state=state, advance=advance)
 
 
+def finetune_length(settings: FitSettings, training_frames: int) -> tuple[int, bool]:
+    """Step 2's length, and whether there are few images, for which it is cut in proportion."""
+    few = settings.few_images
+    if training_frames >= few.below:
+        return settings.finetune.steps, False
+    cut = round(settings.finetune.steps * training_frames / few.below)
+    return min(settings.finetune.steps, max(few.fewest_steps, cut)), True
+
+
 def _trusting(filled: Float[Array, "n"], half: float) -> optax.GradientTransformation:
     """Scales the updates of point variables by filled / (filled + half).
 
@@ -265,7 +273,7 @@ def _trusting(filled: Float[Array, "n"], half: float) -> optax.GradientTransform
 
 
 def _picture_losses(
-    model: Pictured, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
+    model: Fittable, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
 ) -> dict[str, jax.Array]:
     """The photometric and perceptual terms, and alpha against the mask."""
     render = model.picture(batch, context.backend)

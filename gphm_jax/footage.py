@@ -15,7 +15,6 @@ from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions, pixel_source
 from gphm_jax.settings import Settings, StageSettings
 from gphm_jax.stages import Subject
-from gphm_jax.tools.synthesize import SynthesisOptions, synthesize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,11 +111,11 @@ class GaussianModel(nnx.Module):
         offsets = self.attributes(h[..., :n, :])
         return Neutral(
             features=h,
-            positions=points + nets.identity(h),
+            positions=points[None] + nets.identity(h),
             color=nets.color(h[..., :n, :]),
-            log_scales=self.log_scales[...] + offsets[..., 0:3],
-            quats=self.quats[...] + offsets[..., 3:7],
-            opacity_logits=self.opacity_logits[...] + offsets[..., 7],
+            log_scales=self.log_scales[...][None] + offsets[..., 0:3],
+            quats=self.quats[...][None] + offsets[..., 3:7],
+            opacity_logits=self.opacity_logits[...][None] + offsets[..., 7],
         )
 
     def animate(
@@ -130,7 +130,7 @@ class GaussianModel(nnx.Module):
         shift, displacement = regional_displacement(
             self.networks, self.regions, neutral.features, self.weight[...], expression_code, motion_code
         )
-        canonical = neutral.positions[..., None, :, :] + shift
+        canonical = neutral.positions[:, None] + shift
         world = to_world(canonical, pose)
         return GaussianOutput(
             splats=pose_splats(
@@ -148,11 +148,10 @@ class GaussianModel(nnx.Module):
 
 @pytree
 class Neutral:
-    """Expression-free Gaussians of identities in canonical space; landmarks follow the n points in `features`
-    and `positions`."""
+    """Expression-free Gaussians of identities in canonical space; m = n + k: landmarks follow the points."""
 
-    features: Float[Array, "i n+k d"]  # H
-    positions: Float[Array, "i n+k 3"]  # X_id
+    features: Float[Array, "i m d"]  # H
+    positions: Float[Array, "i m 3"]  # X_id
     color: Float[Array, "i n c"]
     log_scales: Float[Array, "i n 3"]
     quats: Float[Array, "i n 4"]
@@ -162,36 +161,35 @@ class Neutral:
 def regional_displacement(
     networks: HeadNetworks,
     regions: MotionRegions,
-    features: Float[Array, "i n+k d"],
+    features: Float[Array, "i m d"],
     weight: Float[Array, "n"],
     expression_code: Float[Array, "i f z"],
     motion_code: Float[Array, "i f z"],
-) -> tuple[Float[Array, "i f n+k 3"], Float[Array, "i f"]]:
+) -> tuple[Float[Array, "i f m 3"], Float[Array, "i f"]]:
     """Displacement of eq. 7 and its mean square, each network evaluated only where its weight is positive.
 
-    Points are sorted by falling lambda_exp, so that both regions are contiguous; the landmarks after
-    them have lambda_exp = 1 by definition (their distance to the nearest landmark is zero).
+    Points are sorted by falling lambda_exp, so that both regions are contiguous; the k landmarks after the n
+    points (m = n + k) have lambda_exp = 1 by definition: their distance to the nearest landmark is zero.
     """
     n, k = weight.shape[0], features.shape[-2] - weight.shape[0]
     end, start = regions.expression_end, regions.motion_start
-    h = features[..., None, :, :]
-    codes = {"z": expression_code}
-    near = networks.expression(jnp.concatenate([h[..., :end, :], h[..., n:, :]], axis=-2), **codes)
-    near = near * jnp.concatenate([weight[:end], jnp.ones(k, weight.dtype)])[:, None]
-    far = networks.motion(h[..., start:n, :], motion_code) * (1.0 - weight[start:])[:, None]
-    lead = [(0, 0)] * (near.ndim - 2)
+    h = features[:, None]
+    near = networks.expression(jnp.concatenate([h[..., :end, :], h[..., n:, :]], axis=-2), expression_code)
+    near = near * jnp.concatenate([weight[:end], jnp.ones(k, weight.dtype)])[None, None, :, None]
+    far = networks.motion(h[..., start:n, :], motion_code) * (1.0 - weight[start:])[None, None, :, None]
+    lead = [(0, 0), (0, 0)]
     shift = jnp.pad(near[..., :end, :], [*lead, (0, n - end), (0, 0)]) + jnp.pad(far, [*lead, (start, 0), (0, 0)])
     displacement = (jnp.sum(near**2, axis=(-2, -1)) + jnp.sum(far**2, axis=(-2, -1))) / (n + k)
     return jnp.concatenate([shift, near[..., end:, :]], axis=-2), displacement
 
 
 def pose_splats(
-    means: Float[Array, "*b n 3"],
+    means: Float[Array, "*#b n 3"],
     *,
-    quats: Float[Array, "*b n 4"],
-    log_scales: Float[Array, "*b n 3"],
-    opacity_logits: Float[Array, "*b n"],
-    color: Float[Array, "*b n c"],
+    quats: Float[Array, "*#b n 4"],
+    log_scales: Float[Array, "*#b n 3"],
+    opacity_logits: Float[Array, "*#b n"],
+    color: Float[Array, "*#b n c"],
     pose: Pose,
 ) -> Splats:
     """Activates attributes and turns canonical orientations by the head pose; `means` are in world space.

@@ -93,14 +93,15 @@ class GuideModel(nnx.Module):
         """(s, gamma) = f_mean(x): signed distance (positive inside) and point feature (eq. 1)."""
         center = (np.asarray(self.config.box_max) + np.asarray(self.config.box_min)) / 2
         half = np.max(np.asarray(self.config.box_max) - np.asarray(self.config.box_min)) / 2
-        normalized = (points - jnp.asarray(center, points.dtype)) / half
+        lead = (1,) * (points.ndim - 1)
+        normalized = (points - jnp.asarray(center, points.dtype).reshape(*lead, 3)) / half
         out = self.mean(positional_encoding(normalized, self.octaves))
         return out[..., 0], out[..., 1:]
 
     def grid(self) -> Float[Array, "g 3"]:
         """The grid's vertices in canonical space."""
         low, high = jnp.asarray(self.config.box_min), jnp.asarray(self.config.box_max)
-        return low + (high - low) * (grid_vertices(self.config.resolution) + 1.0) / 2.0
+        return low[None] + (high - low)[None] * (grid_vertices(self.config.resolution) + 1.0) / 2.0
 
     def mean_surface(
         self,
@@ -136,7 +137,7 @@ class GuideModel(nnx.Module):
         features = jnp.concatenate([features, self.field(landmarks)[1]])
         nets = self.networks
         h = nets.injection(features, self.subjects.identity_code(batch.identity))
-        neutral = points + nets.identity(h)
+        neutral = points[None] + nets.identity(h)
         weight = expression_weight(points, landmarks, self.config.region_near, self.config.region_far)
         expression, motion = nets.displacement(
             h, nets.expression_encoder(batch.face_image), nets.motion_encoder(batch.nonface_image), weight
@@ -146,7 +147,7 @@ class GuideModel(nnx.Module):
         used = (jnp.arange(n + landmarks.shape[0]) < counts[0]) | (jnp.arange(n + landmarks.shape[0]) >= n)
         squared = jnp.sum(expression**2 + motion**2, axis=-1)
         # A vertex past the surface's own is referenced by no face; it must not dilute the mean either.
-        displacement = jnp.sum(squared * used, axis=-1) / jnp.sum(used)
+        displacement = jnp.sum(squared * used[None, None], axis=-1) / jnp.sum(used)
         color = nets.color(h[:, :n])
         return GuideOutput(
             mesh=Mesh(vertices=world[..., :n, :], features=color[:, None], faces=faces),
@@ -162,7 +163,9 @@ def ellipsoid_sdf(
     points: Float[Array, "*b 3"], center: Float[Array, "3"], radii: Float[Array, "3"]
 ) -> Float[Array, "*b"]:
     """An ellipsoid's first-order signed distance, positive inside: k0 (1 - k0) / k1 (Quilez)."""
-    scaled = (points - center) / radii
+    lead = (1,) * (points.ndim - 1)
+    radii = radii.reshape(*lead, 3)
+    scaled = (points - center.reshape(*lead, 3)) / radii
     k0 = jnp.linalg.norm(scaled, axis=-1)
     k1 = jnp.linalg.norm(scaled / radii, axis=-1)
     return k0 * (1.0 - k0) / jnp.maximum(k1, 1e-6)  # both vanish at the centre
@@ -186,8 +189,8 @@ def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, see
     if near.size == 0:
         near = np.arange(sdf.size)
     near = jnp.asarray(near)
-    graphdef, params = nnx.split(guide.mean)
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps, 0.05))
+    graphdef, params, rest = nnx.split(guide, nnx.PathContains("mean"), ...)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps, 0.02))
 
     @jax.jit
     def step(params, state, key):
@@ -200,10 +203,7 @@ def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, see
         )
 
         def loss(params):
-            guide_mean = nnx.merge(graphdef, params)
-            low, high = np.asarray(guide.config.box_min), np.asarray(guide.config.box_max)
-            x = (grid[rows] - (high + low) / 2) / (np.max(high - low) / 2)
-            return jnp.mean(jnp.abs(guide_mean(positional_encoding(x, guide.octaves))[..., 0] - sdf[rows]))
+            return jnp.mean(jnp.abs(nnx.merge(graphdef, params, rest).field(grid[rows])[0] - sdf[rows]))
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state)
@@ -212,5 +212,5 @@ def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, see
     state, value = optimizer.init(params), jnp.inf
     for key in jax.random.split(jax.random.key(seed), steps):
         params, state, value = step(params, state, key)
-    nnx.update(guide.mean, params)
+    nnx.update(guide, params)
     return float(value)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -31,11 +32,13 @@ class RunLog:
     metrics.jsonl        one object a logging step: {"stage", "step", names of scalars...}, in order
     tensorboard/<stage>  the same scalars, and the grids
     images/              <stage>_<step>.png
+
+    In a run of several processes, process 0 alone writes and shows.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]):
         self.workdir = pathlib.Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._writes = jax.process_index() == 0
         self.path = self.workdir / "metrics.jsonl"
         self._writers: dict[str, SummaryWriter] = {}
 
@@ -59,12 +62,16 @@ class RunLog:
 
         What an interrupted run logged past `start` will be done again: its lines, pictures and events are dropped.
         """
-        self._rewind(stage, start)
-        with ProgressBar(stage, start, total) as bar:
+        if self._writes:
+            self._rewind(stage, start)
+        with ProgressBar(stage, start, total, shown=self._writes) as bar:
             yield bar
 
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one object to metrics.jsonl and the same values to TensorBoard."""
+        if not self._writes:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
         row = {"stage": stage, "step": step} | {name: float(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(files.plain(row), allow_nan=False) + "\n")
@@ -74,8 +81,10 @@ class RunLog:
 
     def images(self, stage: str, step: int, columns: Mapping[str, np.ndarray]) -> pathlib.Path:
         """Writes a grid with one labelled column a name and one row a sample; see `image_grid`."""
-        grid = image_grid(columns)
         path = self.workdir / "images" / f"{stage}_{step:07d}.png"
+        if not self._writes:
+            return path
+        grid = image_grid(columns)
         files.write_image(path, grid)
         self._writer(stage, step).add_image("samples", grid, step, dataformats="HWC")
         return path
@@ -106,7 +115,7 @@ class RunLog:
 class ProgressBar:
     """One stage's bar on standard error: a line that redraws on a terminal, a line every 30 s elsewhere."""
 
-    def __init__(self, stage: str, start: int, total: int):
+    def __init__(self, stage: str, start: int, total: int, *, shown: bool = True):
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             desc=stage,
@@ -116,6 +125,7 @@ class ProgressBar:
             dynamic_ncols=terminal,
             mininterval=0.2 if terminal else 30.0,
             file=sys.stderr,
+            disable=not shown,
             ascii=not terminal,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as stdlib_logging
 import os
 import pathlib
 import resource
@@ -20,9 +21,9 @@ _PROCESS = flags.DEFINE_integer("process", 0, "this process's number, from 0", l
 def start() -> None:
     """Joins the other processes if there are any, and turns the persistent compilation cache on."""
     logging.set_verbosity(logging.INFO)
-    # Orbax tells every internal step at INFO; its warnings and errors stay.
-    logging.get_absl_logger().addFilter(lambda record: record.levelno >= logging.WARNING or "gphm" in record.pathname
-                                        or record.pathname.endswith(("train.py", "fit.py")))
+    # JAX and Orbax tell every internal step at INFO; their warnings and errors stay.
+    stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
+    logging.get_absl_handler().addFilter(lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname)
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "gphm_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

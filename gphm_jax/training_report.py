@@ -28,17 +28,17 @@ _DECIBELS = {
 }
 
 
-def write_training_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Writes WORKDIR/report.html from config.json, metrics.jsonl, metrics.json, images/ and heldout/.
+def write_training_report(
+    workdir: str | os.PathLike[str], summary: Mapping[str, Any] | None = None, *, data: str = ""
+) -> pathlib.Path:
+    """Writes WORKDIR/report.html from config.json, metrics.jsonl, images/, heldout/ and `summary`.
 
-    Whatever is missing is left out, so that an unfinished run has a report as well.
+    `summary` is what metrics.json holds, and is read from there by default; `data` says in a few words what the
+    run was trained on. Whatever is missing is left out, so that an unfinished run has a report as well.
     """
     workdir = pathlib.Path(workdir)
-    config, summary, rows = (
-        _read(workdir / "config.json"),
-        _read(workdir / "metrics.json"),
-        read_metrics(workdir),
-    )
+    summary = _read(workdir / "metrics.json") if summary is None else summary
+    config, rows = _read(workdir / "config.json"), read_metrics(workdir)
     stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
     sections = [_result(workdir, summary)]
     for stage in stages:
@@ -47,14 +47,15 @@ def write_training_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
         settings = report.Section(heading="Configuration", items=[report.settings_table(config)], folded=True)
         sections.append(settings)
     path = workdir / "report.html"
-    name = str(summary.get("config") or workdir.name)
-    report.write_report(
-        path, title=f"Head model: {name}", subtitle=_subtitle(summary, stages), sections=sections
-    )
+    title = f"Head model: {summary.get('config') or workdir.name}"
+    subtitle = ", ".join(part for part in (data, *_facts(summary, stages)) if part)
+    report.write_report(path, title=title, subtitle=subtitle, sections=sections)
     return path
 
 
-def _subtitle(summary: Mapping[str, Any], stages: Sequence[str]) -> str:
+def _facts(summary: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
+    if not summary:
+        return ["unfinished run"]
     parts = [str(summary["device"])] if summary.get("device") else []
     for stage in stages:
         seconds = summary.get(stage, {}).get("seconds")
@@ -62,7 +63,7 @@ def _subtitle(summary: Mapping[str, Any], stages: Sequence[str]) -> str:
             parts.append(f"{_STAGES.get(stage, stage).split(':')[0].lower()} in {report.duration(seconds)}")
     if summary.get("peak_memory_bytes"):
         parts.append(f"peak memory {report.size_in_bytes(summary['peak_memory_bytes'])}")
-    return ", ".join(parts) if summary else "unfinished run"
+    return parts
 
 
 def _result(workdir: pathlib.Path, summary: Mapping[str, Any]) -> report.Section:
@@ -108,12 +109,11 @@ def _stage(
     if done.get("seconds"):
         figures.append((report.duration(done["seconds"]), "training time"))
     if done.get("psnr") is not None:
-        figures.append((f"{done['psnr']:.2f} dB", "training PSNR"))
+        figures.append((f"{done['psnr']:.2f} dB", "PSNR, held-out views"))
     items.append(report.Figures(items=figures))
     if grids:
-        items.append(
-            report.Picture(image=grids[-1], caption=f"Training samples at step {_step(grids[-1]):,}.")
-        )
+        caption = f"Step {_step(grids[-1]):,}. Upper half: training pictures; lower half: held-out cameras."
+        items.append(report.Picture(image=grids[-1], caption=caption))
     items.append(report.Charts(charts=report.charts_of(rows)))
     sections = [report.Section(heading=heading, items=items)]
     if len(grids) > 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
 from collections.abc import Iterable, Iterator
 
 import cv2
@@ -12,7 +14,9 @@ from jaxtyping import UInt8
 from gphm_jax.files import atomic_path
 
 
-def write_video(path: str | os.PathLike[str], pictures: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float) -> str:
+def write_video(
+    path: str | os.PathLike[str], pictures: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float
+) -> str:
     """Writes RGB pictures of one size as an .mp4 file, which appears whole or not at all; returns the codec used.
 
     H.264 through imageio-ffmpeg where that is installed (the optional package `video`), which browsers play;
@@ -27,20 +31,30 @@ def write_video(path: str | os.PathLike[str], pictures: Iterable[UInt8[np.ndarra
     except ImportError:
         _write_mpeg4(path, first, iterator, fps)
         return "mpeg4"
-    height, width = first.shape[:2]
-    with atomic_path(path) as partial:
-        writer = imageio_ffmpeg.write_frames(
-            str(partial), (width, height), fps=fps, codec="libx264", quality=8, macro_block_size=2,
-            ffmpeg_log_level="error",
-        )  # fmt: skip
-        writer.send(None)
-        try:
-            writer.send(first)
-            for picture in iterator:
-                writer.send(picture)
-        finally:
-            writer.close()
+    _write_h264(imageio_ffmpeg.get_ffmpeg_exe(), path, first, iterator, fps)
     return "h264"
+
+
+def _write_h264(
+    program: str, path: str | os.PathLike[str], first: np.ndarray, rest: Iterator[np.ndarray], fps: float
+) -> None:
+    height, width = first.shape[:2]
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-")
+    coded = ("-an", "-c:v", "libx264", "-preset", "fast", "-crf", "20", "-pix_fmt", "yuv420p")
+    with atomic_path(path) as partial:
+        # Not imageio's own writer: it forks through Python, which may deadlock under JAX's threads.
+        command = [program, "-y", "-v", "error", *raw, *coded, str(partial)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stderr is not None  # both are pipes
+            try:
+                for picture in itertools.chain([first], rest):
+                    process.stdin.write(picture.tobytes())
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # the program has given up: its own words follow
+            words = process.stderr.read().decode(errors="replace").strip()
+        if process.returncode:
+            raise OSError(f"cannot encode {path}: {words.splitlines()[-1] if words else process.returncode}")
 
 
 def _write_mpeg4(
@@ -48,7 +62,7 @@ def _write_mpeg4(
 ) -> None:
     height, width = first.shape[:2]
     with atomic_path(path) as partial:
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
         if not writer.isOpened():
             raise OSError(f"OpenCV cannot write {path}: install the optional package `video`")
         try:

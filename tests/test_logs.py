@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +71,12 @@ def test_the_bar_tells_rate_time_left_and_loss(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "stage1" in shown and "6/6" in shown and "step/s" in shown and "loss=0.125" in shown
     assert "2/6" in shown  # a resumed run starts where it was
+
+
+def test_of_several_processes_the_first_alone_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    train(tmp_path / "run", "stage1", start=0, steps=4, total=4, value=0.1)
+    assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
 
 
 def test_a_grid_shows_every_tile_in_its_place():

@@ -167,6 +167,8 @@ def test_an_unfinished_run_has_a_report_too(tmp_path):
         log.scalars("stage1", 10, {"loss": 1.0})
     text = write_training_report(tmp_path).read_text()
     assert "unfinished" in text and parse(text).count["svg"] == 1
+    given = write_training_report(tmp_path, {"stage1": {"seconds": 60.0}}, data="3 heads").read_text()
+    assert "3 heads, stage 1 in 1 min" in given
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from gphm_jax.nets import NetworkConfig
 from gphm_jax.types import Batch, Camera, Pose
 
 NETWORKS = NetworkConfig(
-    width=8, depth=2, injection_depth=2, feature_dim=6, identity_dim=5, expression_dim=4,
+    width=16, depth=2, injection_depth=2, feature_dim=6, identity_dim=5, expression_dim=4,
     encoder_widths=(8, 8), refine_widths=(4, 4, 4), refine_patch=2,
 )  # fmt: skip
-GUIDE = GuideConfig(resolution=(8, 8, 8), max_vertices=1500, max_faces=3000)
+GUIDE = GuideConfig(
+    resolution=(10, 10, 10), box_min=(-0.9, -0.9, -0.9), box_max=(0.9, 0.9, 0.9), max_vertices=1500, max_faces=3000
+)
 CENTER, RADII = np.array([0.0, 0.0, 0.0]), np.array([0.5, 0.6, 0.5])
 FACE = 16
 
@@ -25,7 +27,7 @@ def landmarks() -> np.ndarray:
     return (directions / np.linalg.norm(directions / RADII, axis=1, keepdims=True)).astype(np.float32)
 
 
-def guide_model(*, identities: int = 2, frames: int = 4, sdf_steps: int = 150) -> GuideModel:
+def guide_model(*, identities: int = 2, frames: int = 4, sdf_steps: int = 400) -> GuideModel:
     """A guide whose surface is an ellipsoid."""
     model = GuideModel(
         GUIDE, NETWORKS, num_identities=identities, num_frames=frames, landmarks=landmarks(),

@@ -53,37 +53,35 @@ uint32_t sort_key(float value) {
 }  // namespace
 
 Bins::Bins(const BlendInputs& in, int64_t image, Parallel& parallel)
-    : number_(in.splats),
-      columns_(blocks(in.width, kTile)),
-      rows_(blocks(in.height, kTile)),
-      footprints_(in.splats),
-      lists_(blocks(in.height, kTile)) {
+    : columns_(blocks(in.width, kTile)), rows_(blocks(in.height, kTile)), lists_(blocks(in.height, kTile)) {
   const int64_t base = image * in.splats;
-  parallel.run(blocks(number_, kChunk), [&](int64_t task, int) {
-    for (int64_t i = task * kChunk; i < smaller(number_, (task + 1) * kChunk); ++i) {
+  Array<Footprint> unsorted(in.splats);
+  parallel.run(blocks(in.splats, kChunk), [&](int64_t task, int) {
+    for (int64_t i = task * kChunk; i < smaller(in.splats, (task + 1) * kChunk); ++i) {
       int64_t at = base + i;
-      footprints_[i] =
-          make_footprint(in.means + 2 * at, in.conics + 3 * at, in.opacities[at], in.depths[at], in);
+      unsorted[i] = make_footprint(in.means + 2 * at, in.conics + 3 * at, in.opacities[at], in.depths[at], in);
+      unsorted[i].splat = unsorted[i].first_row <= unsorted[i].last_row ? static_cast<int32_t>(i) : -1;
     }
   });
-  sort(in.depths + base);
+  for (int64_t i = 0; i < in.splats; ++i) drawn_ += unsorted[i].splat >= 0;
+  sort(unsorted, in.depths + base, parallel);
   list_rows();
 }
 
-// A stable radix sort of (key, splat) pairs, 11 bits at a time: equal depths stay in index order.
-void Bins::sort(const float* depths) {
+// A stable radix sort of (key, splat) pairs, 11 bits at a time: equal depths stay in index order. The footprints are
+// then moved into depth order, so that everything after this reads memory forwards.
+void Bins::sort(const Array<Footprint>& unsorted, const float* depths, Parallel& parallel) {
   constexpr int kBits = 11, kPasses = 3, kBuckets = 1 << kBits;
-  order_.reserve(number_);
-  Array<uint64_t> other(number_);
+  Array<uint64_t> pairs(drawn_), other(drawn_);
   Array<int64_t> counts;
   counts.zero(kPasses * kBuckets);
-  for (int64_t i = 0; i < number_; ++i) {
-    if (footprints_[i].first_row > footprints_[i].last_row) continue;
+  for (int64_t i = 0, at = 0; at < drawn_; ++i) {
+    if (unsorted[i].splat < 0) continue;
     uint32_t key = sort_key(depths[i]);
-    order_[ordered_++] = static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(i);
+    pairs[at++] = static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(i);
     for (int pass = 0; pass < kPasses; ++pass) ++counts[pass * kBuckets + (key >> pass * kBits) % kBuckets];
   }
-  uint64_t *from = order_.data(), *to = other.data();
+  uint64_t *from = pairs.data(), *to = other.data();
   for (int pass = 0; pass < kPasses; ++pass) {
     int64_t* count = counts.data() + pass * kBuckets;
     for (int64_t bucket = 0, total = 0; bucket < kBuckets; ++bucket) {
@@ -91,19 +89,24 @@ void Bins::sort(const float* depths) {
       count[bucket] = total;
       total += size;
     }
-    for (int64_t i = 0; i < ordered_; ++i) to[count[(from[i] >> (32 + pass * kBits)) % kBuckets]++] = from[i];
+    for (int64_t i = 0; i < drawn_; ++i) to[count[(from[i] >> (32 + pass * kBits)) % kBuckets]++] = from[i];
     uint64_t* swap = from;
     from = to, to = swap;
   }
-  if (from != order_.data()) std::memcpy(order_.data(), from, static_cast<uint64_t>(ordered_) * sizeof(uint64_t));
+  footprints_.reserve(drawn_);
+  parallel.run(blocks(drawn_, kChunk), [&](int64_t task, int) {
+    for (int64_t i = task * kChunk; i < smaller(drawn_, (task + 1) * kChunk); ++i) {
+      footprints_[i] = unsorted[static_cast<uint32_t>(from[i])];
+    }
+  });
 }
 
 // Lists the splats of each row of tiles, by depth.
 void Bins::list_rows() {
   row_start_.zero(rows_ + 1);
   row_entries_.zero(rows_);
-  for (int64_t i = 0; i < ordered_; ++i) {
-    const Footprint& f = footprints_[static_cast<uint32_t>(order_[i])];
+  for (int64_t rank = 0; rank < drawn_; ++rank) {
+    const Footprint& f = footprints_[rank];
     Range wide = intervals(f.x - f.half_width, f.x + f.half_width, kTile, columns_);
     for (int64_t row = f.first_row; row <= f.last_row; ++row) {
       ++row_start_[row + 1];
@@ -111,13 +114,12 @@ void Bins::list_rows() {
     }
   }
   for (int64_t row = 0; row < rows_; ++row) row_start_[row + 1] += row_start_[row];
-  row_splats_.reserve(row_start_[rows_]);
+  row_ranks_.reserve(row_start_[rows_]);
   Array<int64_t> next(rows_);
   std::memcpy(next.data(), row_start_.data(), static_cast<uint64_t>(rows_) * sizeof(int64_t));
-  for (int64_t i = 0; i < ordered_; ++i) {
-    int32_t splat = static_cast<int32_t>(static_cast<uint32_t>(order_[i]));
-    const Footprint& f = footprints_[splat];
-    for (int64_t row = f.first_row; row <= f.last_row; ++row) row_splats_[next[row]++] = splat;
+  for (int64_t rank = 0; rank < drawn_; ++rank) {
+    const Footprint& f = footprints_[rank];
+    for (int64_t row = f.first_row; row <= f.last_row; ++row) row_ranks_[next[row]++] = static_cast<int32_t>(rank);
   }
 }
 
@@ -139,13 +141,13 @@ void Bins::fill(const Group& group, Parallel& parallel) {
 
 // The lists of one row, by a counting sort that keeps the depth order.
 void Bins::list_tiles(int64_t row, Row& lists, Array<Range>& ranges) {
-  const int32_t* splats = row_splats_.data() + row_start_[row];
+  const int32_t* ranks = row_ranks_.data() + row_start_[row];
   const int64_t number = row_start_[row + 1] - row_start_[row];
   ranges.reserve(number);
   lists.start.zero(columns_ + 2);
   const float top = static_cast<float>(row * kTile) + 0.5f;
   for (int64_t i = 0; i < number; ++i) {
-    const Footprint& f = footprints_[splats[i]];
+    const Footprint& f = footprints_[ranks[i]];
     Span reach = span(f, top - kSlack - f.y, top + (kTile - 1) + kSlack - f.y);
     Range range{1, 0};
     if (reach.low <= reach.high) range = intervals(f.x + reach.low, f.x + reach.high, kTile, columns_);
@@ -154,10 +156,10 @@ void Bins::list_tiles(int64_t row, Row& lists, Array<Range>& ranges) {
   }
   for (int64_t column = 0; column < columns_; ++column) lists.start[column + 2] += lists.start[column + 1];
   // start[column + 1] is now where the column begins; filling moves it to where the column ends.
-  lists.splats.reserve(lists.start[columns_ + 1]);
+  lists.ranks.reserve(lists.start[columns_ + 1]);
   for (int64_t i = 0; i < number; ++i) {
     for (int64_t column = ranges[i].first; column <= ranges[i].last; ++column) {
-      lists.splats[lists.start[column + 1]++] = splats[i];
+      lists.ranks[lists.start[column + 1]++] = ranks[i];
     }
   }
 }

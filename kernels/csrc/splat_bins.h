@@ -26,6 +26,7 @@ struct alignas(64) Footprint {
   float half_width, half_height;
   float rim;  // dy of the rightmost point; the leftmost lies at -rim
   int32_t first_row, last_row;  // tile rows; first > last for an inert splat
+  int32_t splat;
 };
 
 struct Span {
@@ -65,7 +66,7 @@ static inline Range intervals(float low, float high, float size, int64_t count) 
 class Bins {
  public:
   struct Row {  // the lists of one row of tiles
-    Array<int32_t> splats;
+    Array<int32_t> ranks;
     Array<int64_t> start;  // [columns + 1]
   };
   struct Group {
@@ -76,7 +77,9 @@ class Bins {
 
   int64_t columns() const { return columns_; }
   int64_t rows() const { return rows_; }
-  const Footprint& footprint(int64_t splat) const { return footprints_[splat]; }
+  // Splats that touch the image, in depth order; the lists hold their ranks in it.
+  int64_t drawn() const { return drawn_; }
+  const Footprint& footprint(int64_t rank) const { return footprints_[rank]; }
   const Footprint* footprints() const { return footprints_.data(); }
 
   // The group of rows that starts at `first`.
@@ -86,16 +89,14 @@ class Bins {
   const Row& row(const Group& group, int64_t row) const { return lists_[row - group.first]; }
 
  private:
-  void sort(const float* depths);
+  void sort(const Array<Footprint>& unsorted, const float* depths, Parallel& parallel);
   void list_rows();
   void list_tiles(int64_t row, Row& lists, Array<Range>& ranges);
 
-  int64_t number_, columns_, rows_;
+  int64_t columns_, rows_, drawn_ = 0;
   Array<Footprint> footprints_;
-  Array<uint64_t> order_;  // the splats that touch the image, by depth
-  int64_t ordered_ = 0;
   Array<int64_t> row_start_;  // [rows + 1]
-  Array<int32_t> row_splats_;
+  Array<int32_t> row_ranks_;
   Array<int64_t> row_entries_;  // [rows]: how many (tile, splat) pairs there can be
   Objects<Row> lists_;
 };

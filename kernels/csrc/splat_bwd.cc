@@ -28,7 +28,7 @@ struct Worker {
 struct Tile {
   const BlendInputs& in;
   const Bins& bins;
-  const int32_t* splats;
+  const int32_t* ranks;
   int64_t number, column, row;
   const float *features, *background, *d_image, *d_alpha;  // of this image
   float* records;       // [number, record]
@@ -97,7 +97,7 @@ GPHM_INLINE void add_moments(const Tile& t, const SubTile& at, const Monomials& 
     for (int k = 0; k < kBlock; ++k) sum[k] += row * d_log[k][lane];
   }
   for (int k = 0; k < number; ++k) {
-    const Footprint& f = t.bins.footprint(t.splats[place[k]]);
+    const Footprint& f = t.bins.footprint(t.ranks[place[k]]);
     float p = static_cast<float>(at.x) + kSubWidth * 0.5f - f.x, q = static_cast<float>(at.y) + kSubHeight * 0.5f - f.y;
     float s = sum[k][0], su = sum[k][1], sv = sum[k][2];
     Vec8 moved{s,
@@ -121,7 +121,7 @@ GPHM_INLINE void differentiate_block(const Tile& t, const SubTile& at, const Mon
   float* out[kBlock];
   for (int k = 0; k < kBlock; ++k) {  // a short block repeats its last splat, with weight zero
     int64_t index = place[k < number ? k : number - 1];
-    feature[k] = t.features + t.splats[index] * t.in.channels;
+    feature[k] = t.features + t.bins.footprint(t.ranks[index]).splat * t.in.channels;
     out[k] = t.records + index * t.record + kMoments;
   }
   Vec g[kBlock] = {};
@@ -170,7 +170,7 @@ int64_t draw(const Tile& t, int64_t listed, Pixels& pixels, Worker& worker) {
     worker.transmittance.reserve((drawn + size + 1) * kLanes, drawn * kLanes);
     int32_t* place = worker.place.data();
     float *alpha = worker.alpha.data(), *transmittance = worker.transmittance.data();
-    sweep(t.bins.footprints(), t.splats, list + first, size, pixels,
+    sweep(t.bins.footprints(), t.ranks, list + first, size, pixels,
           [&](int64_t i, Vec kept, Vec before, bool any_drawn) __attribute__((always_inline)) {
             store(alpha + drawn * kLanes, kept);
             store(transmittance + drawn * kLanes, before);
@@ -187,7 +187,12 @@ void differentiate_tile(const Tile& t, const Monomials& monomials, Worker& worke
   worker.list.reserve(t.number + 1);
   worker.by_channel.reserve(t.padded * kLanes);
   worker.by_pixel.reserve(t.padded * kLanes);
-  for (int64_t i = 0; i < t.number; ++i) worker.bits[i] = touched(t.bins.footprint(t.splats[i]), t.column, t.row);
+  for (int64_t i = 0; i < t.number; ++i) {
+    prefetch(t.bins, t.ranks, i, t.number);
+    const Footprint& f = t.bins.footprint(t.ranks[i]);
+    prefetch_row(t.features + f.splat * channels, channels);
+    worker.bits[i] = touched(f, t.column, t.row);
+  }
   std::memset(t.records, 0, static_cast<uint64_t>(t.number * t.record) * sizeof(float));
   std::memset(t.d_background, 0, static_cast<uint64_t>(channels) * sizeof(float));
   for (int sub = 0; sub < kSubTiles; ++sub) {
@@ -229,12 +234,12 @@ class ImageGradient {
       : in_(in), d_(d), out_(out), index_(index), base_(index * in.splats), bins_(bins) {
     padded_ = blocks(in.channels, 4) * 4;
     record_ = kMoments + padded_;
-    moments_.zero(in.splats * kMoments);
+    moments_.zero(bins.drawn() * kMoments);
     d_background_.reserve(bins.rows() * bins.columns() * in.channels);
   }
 
   void run(Objects<Worker>& workers, Parallel& parallel) {
-    std::memset(features(), 0, static_cast<uint64_t>(in_.splats * in_.channels) * sizeof(float));
+    clear(out_.means, 2), clear(out_.conics, 3), clear(out_.opacities, 1), clear(out_.features, in_.channels);
     Bins::Group group{0, 0};
     for (int64_t row = 0; row < bins_.rows(); row = group.last) {
       group = bins_.group(row);
@@ -251,6 +256,9 @@ class ImageGradient {
   }
 
  private:
+  void clear(float* gradient, int64_t columns) {  // splats that are not drawn keep this
+    std::memset(gradient + base_ * columns, 0, static_cast<uint64_t>(in_.splats * columns) * sizeof(float));
+  }
   float* features() { return out_.features + base_ * in_.channels; }
 
   // The list of a tile of a group.
@@ -258,7 +266,7 @@ class ImageGradient {
     const Bins::Row& lists = bins_.row(group, group.first + tile / bins_.columns());
     int64_t column = tile % bins_.columns();
     *number = lists.start[column + 1] - lists.start[column];
-    return lists.splats.data() + lists.start[column];
+    return lists.ranks.data() + lists.start[column];
   }
 
   void plan(const Bins::Group& group, int64_t tiles, Batch& batch) {
@@ -281,8 +289,8 @@ class ImageGradient {
       const int64_t tile = batch.first + task;
       const int64_t row = group.first + tile / bins_.columns(), column = tile % bins_.columns();
       int64_t number;
-      const int32_t* splats = list(group, tile, &number);
-      differentiate_tile(Tile{in_, bins_, splats, number, column, row, in_.features + base_ * in_.channels,
+      const int32_t* ranks = list(group, tile, &number);
+      differentiate_tile(Tile{in_, bins_, ranks, number, column, row, in_.features + base_ * in_.channels,
                               in_.background + index_ * in_.channels, d_.image + index_ * pixels * in_.channels,
                               d_.alpha + index_ * pixels, records_.data() + batch.start[task] * record_,
                               d_background_.data() + (row * bins_.columns() + column) * in_.channels, padded_, record_},
@@ -293,22 +301,22 @@ class ImageGradient {
   // Adds the batch's records to their splats, in tile order.
   void sum(const Bins::Group& group, const Batch& batch, Parallel& parallel) {
     const int64_t tiles = batch.last - batch.first;
-    start_.zero(in_.splats + 2);
+    start_.zero(bins_.drawn() + 2);
     sorted_.reserve(batch.start[tiles]);
     for (int64_t task = 0; task < tiles; ++task) {
       int64_t number;
-      const int32_t* splats = list(group, batch.first + task, &number);
-      for (int64_t i = 0; i < number; ++i) ++start_[splats[i] + 2];
+      const int32_t* ranks = list(group, batch.first + task, &number);
+      for (int64_t i = 0; i < number; ++i) ++start_[ranks[i] + 2];
     }
-    for (int64_t i = 0; i < in_.splats; ++i) start_[i + 2] += start_[i + 1];
+    for (int64_t i = 0; i < bins_.drawn(); ++i) start_[i + 2] += start_[i + 1];
     for (int64_t task = 0, at = 0; task < tiles; ++task) {
       int64_t number;
-      const int32_t* splats = list(group, batch.first + task, &number);
-      for (int64_t i = 0; i < number; ++i) sorted_[start_[splats[i] + 1]++] = static_cast<int32_t>(at++);
+      const int32_t* ranks = list(group, batch.first + task, &number);
+      for (int64_t i = 0; i < number; ++i) sorted_[start_[ranks[i] + 1]++] = static_cast<int32_t>(at++);
     }
-    parallel.run(blocks(in_.splats, kChunk), [&](int64_t task, int) {
-      for (int64_t i = task * kChunk; i < smaller(in_.splats, (task + 1) * kChunk); ++i) {
-        float *moments = moments_.data() + i * kMoments, *d_features = features() + i * in_.channels;
+    parallel.run(blocks(bins_.drawn(), kChunk), [&](int64_t task, int) {
+      for (int64_t i = task * kChunk; i < smaller(bins_.drawn(), (task + 1) * kChunk); ++i) {
+        float *moments = moments_.data() + i * kMoments, *d_features = features() + bins_.footprint(i).splat * in_.channels;
         for (int64_t j = start_[i]; j < start_[i + 1]; ++j) {
           const float* record = records_.data() + sorted_[j] * record_;
           for (int m = 0; m < kMoments; ++m) moments[m] += record[m];
@@ -319,20 +327,17 @@ class ImageGradient {
   }
 
   void finish(Parallel& parallel) {
-    parallel.run(blocks(in_.splats, kChunk), [&](int64_t task, int) {
-      for (int64_t i = task * kChunk; i < smaller(in_.splats, (task + 1) * kChunk); ++i) {
-        const int64_t at = base_ + i;
+    parallel.run(blocks(bins_.drawn(), kChunk), [&](int64_t task, int) {
+      for (int64_t i = task * kChunk; i < smaller(bins_.drawn(), (task + 1) * kChunk); ++i) {
+        const int64_t at = base_ + bins_.footprint(i).splat;
         const float* m = moments_.data() + i * kMoments;
-        const Footprint& f = bins_.footprint(i);
-        const bool inert = f.first_row > f.last_row;  // its inputs may be anything, NaN included
-        const float a = inert ? 0.f : in_.conics[3 * at], b = inert ? 0.f : in_.conics[3 * at + 1];
-        const float c = inert ? 0.f : in_.conics[3 * at + 2];
+        const float a = in_.conics[3 * at], b = in_.conics[3 * at + 1], c = in_.conics[3 * at + 2];
         out_.means[2 * at] = a * m[1] + b * m[2];
         out_.means[2 * at + 1] = b * m[1] + c * m[2];
         out_.conics[3 * at] = -0.5f * m[3];
         out_.conics[3 * at + 1] = -m[4];
         out_.conics[3 * at + 2] = -0.5f * m[5];
-        out_.opacities[at] = inert ? 0.f : m[0] / in_.opacities[at];
+        out_.opacities[at] = m[0] / in_.opacities[at];
       }
     });
     float* d_background = out_.background + index_ * in_.channels;

@@ -87,7 +87,7 @@ void write_background(const SubTile& tile, const float* background, int64_t chan
   }
 }
 
-void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, const int32_t* splats, int64_t number,
+void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, const int32_t* ranks, int64_t number,
                 int64_t column, int64_t row, float* image, float* alpha, Worker& worker) {
   const float* features = in.features + image_index * in.splats * in.channels;
   const float* background = in.background + image_index * in.channels;
@@ -106,9 +106,14 @@ void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, co
   }
   Weights weights;
   for (int64_t first = 0; first < number && open; first += kChunk) {
-    const int32_t* chunk = splats + first;
+    const int32_t* chunk = ranks + first;
     const int64_t size = smaller(kChunk, number - first);
-    for (int64_t i = 0; i < size; ++i) worker.bits[i] = touched(bins.footprint(chunk[i]), column, row);
+    for (int64_t i = 0; i < size; ++i) {
+      prefetch(bins, ranks, first + i, number);
+      const Footprint& f = bins.footprint(chunk[i]);
+      prefetch_row(features + f.splat * in.channels, in.channels);
+      worker.bits[i] = touched(f, column, row);
+    }
     for (int sub = 0; sub < kSubTiles; ++sub) {
       if (!(open >> sub & 1)) continue;
       int32_t* list = worker.list.data();
@@ -120,7 +125,7 @@ void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, co
       sweep(bins.footprints(), chunk, list, listed, pixels[sub],
             [&](int64_t i, Vec kept, Vec transmittance, bool drawn) __attribute__((always_inline)) {
               store(weights.weight + weights.number * kLanes, kept * transmittance);
-              weights.splat[weights.number] = chunk[list[i]];
+              weights.splat[weights.number] = bins.footprint(chunk[list[i]]).splat;
               weights.number += drawn;
               if (weights.number == kBlock) flush(weights, features, in.channels, colour);
             });
@@ -155,7 +160,7 @@ void blend_fwd(const BlendInputs& in, float* image, float* alpha, Parallel& para
         int64_t row = group.first + task / bins.columns(), column = task % bins.columns();
         const Bins::Row& lists = bins.row(group, row);
         int64_t begin = lists.start[column];
-        blend_tile(in, index, bins, lists.splats.data() + begin, lists.start[column + 1] - begin, column, row,
+        blend_tile(in, index, bins, lists.ranks.data() + begin, lists.start[column + 1] - begin, column, row,
                    image + index * pixels * in.channels, alpha + index * pixels, workers[worker]);
       });
     }

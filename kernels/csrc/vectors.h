@@ -18,6 +18,7 @@ typedef GPHM_VECTOR(float, kLanes) Vec;
 typedef GPHM_VECTOR(int32_t, kLanes) Mask;  // a lane is 0 or -1
 typedef GPHM_VECTOR(float, 4) Vec4;
 typedef GPHM_VECTOR(float, 8) Vec8;
+typedef GPHM_VECTOR(int32_t, 4) Int4;
 
 GPHM_INLINE Vec splat(float value) { return value - Vec{}; }
 
@@ -67,13 +68,23 @@ GPHM_INLINE Vec exp2(Vec x) {
   return (Vec)(((Mask)shifted << 23) + (Mask)p);
 }
 
+// The square root, zero for what is not positive.
+GPHM_INLINE Vec4 root(Vec4 x) {
+  x = x > Vec4{} ? x : Vec4{};
+#if defined(__SSE2__)
+  return (Vec4)_mm_sqrt_ps((__m128)x);
+#else
+  for (int lane = 0; lane < 4; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
+  return x;
+#endif
+}
+
 // Transposes a 4x4 block of floats held in four vectors.
 GPHM_INLINE void transpose4(Vec4 (&rows)[4]) {
 #if defined(__clang__)
 #define GPHM_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-  typedef GPHM_VECTOR(int32_t, 4) Index4;
-#define GPHM_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Index4{i, j, k, l})
+#define GPHM_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Int4{i, j, k, l})
 #endif
   Vec4 low01 = GPHM_SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), high01 = GPHM_SHUFFLE(rows[0], rows[1], 2, 6, 3, 7);
   Vec4 low23 = GPHM_SHUFFLE(rows[2], rows[3], 0, 4, 1, 5), high23 = GPHM_SHUFFLE(rows[2], rows[3], 2, 6, 3, 7);

@@ -12,7 +12,7 @@ from gphm_kernels import backends
 from gphm_kernels.arguments import check_arrays, check_image_size, flatten_batch
 from gphm_kernels.reference.mesh import barycentrics, centres
 from gphm_kernels.rows import take_rows
-from gphm_kernels.silhouettes import crossing_pairs
+from gphm_kernels.silhouettes import Pairs, crossing_pairs, first_of, pair_centres, second_of
 from gphm_kernels.varying import promote, varying_axes
 
 
@@ -134,3 +134,67 @@ def antialias(
         t = _crossing_fraction(positions, faces, pairs, axis, image.shape[1:3], backend)
         result = result + _blend_pairs(image, t, pairs.active, pairs.first_nearer, axis)
     return result.reshape(*batch, *image.shape[1:])
+
+
+def _check_faces(operation: str, faces: Any) -> None:
+    shape, dtype = jnp.shape(faces), jnp.result_type(faces)
+    if len(shape) != 2 or shape[1] != 3:
+        raise ValueError(f"{operation}: faces has shape {shape}; it must be [f 3], shared by the whole batch")
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{operation}: faces is {dtype}; it must be integer vertex indices")
+
+
+def _grid(width: int, height: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+    x, y = centres(width, height, dtype)
+    return x[None, :], y[:, None]
+
+
+def _corners(table: Float[Array, "b v c"], faces: Int[Array, "f 3"], face: Int[Array, "b m"], backend: str) -> Array:
+    """Rows of the three vertices of each face, [b, m, 3, c]; zeros, without gradient, where the face is negative."""
+    vertex = jnp.where((face >= 0)[..., None], faces[jnp.clip(face, 0, faces.shape[0] - 1)], -1)
+    rows = take_rows(table, vertex.reshape(vertex.shape[0], -1), backend)
+    return rows.reshape(*vertex.shape, table.shape[-1])
+
+
+def _crossing_fraction(
+    positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    pairs: Pairs,
+    axis: int,
+    size: tuple[int, int],
+    backend: str,
+) -> Float[Array, "b y x"]:
+    """How far along the segment from the near centre to the far one the crossed edge lies, in [0, 1]; else 1/2.
+
+    An edge function is affine along the segment: t = a(near) / (a(near) - a(far)).
+    """
+    ends = [jnp.where(pairs.active, faces[pairs.face, (pairs.edge + i) % 3], -1) for i in (1, 2)]
+    batch = positions.shape[0]
+    rows = take_rows(positions, jnp.stack(ends, -1).reshape(batch, -1), backend)
+    rows = rows.reshape(*pairs.active.shape, 2, 4)
+    near, far = pair_centres(size[1], size[0], pairs.first_nearer, axis, positions.dtype)
+    a_near, a_far = _edge_function(rows, *near), _edge_function(rows, *far)
+    active = pairs.active & (a_near != a_far)
+    return jnp.where(active, a_near / jnp.where(active, a_near - a_far, 1), 0.5)
+
+
+def _edge_function(ends: Float[Array, "b y x 2 4"], x: Float[Array, "b y x"], y: Float[Array, "b y x"]) -> Array:
+    p, q = (ends[..., 0] - x[..., None] * ends[..., 3], ends[..., 1] - y[..., None] * ends[..., 3])
+    return p[..., 0] * q[..., 1] - q[..., 0] * p[..., 1]
+
+
+def _blend_pairs(
+    image: Float[Array, "b h w c"],
+    t: Float[Array, "b y x"],
+    active: Bool[Array, "b y x"],
+    first_nearer: Bool[Array, "b y x"],
+    axis: int,
+) -> Float[Array, "b h w c"]:
+    """What the pairs along one axis add to the image."""
+    toward_far = t > 0.5
+    amount = jnp.where(active, jnp.where(first_nearer, t - 0.5, 0.5 - t), 0)[..., None]
+    change = amount * (first_of(image, axis) - second_of(image, axis))
+    to_second = (toward_far == first_nearer)[..., None]
+    before, after = [(0, 0)] * 4, [(0, 0)] * 4
+    before[axis], after[axis] = (1, 0), (0, 1)
+    return jnp.pad(jnp.where(to_second, change, 0), before) + jnp.pad(jnp.where(to_second, 0, change), after)

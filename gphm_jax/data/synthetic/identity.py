@@ -16,14 +16,15 @@ _FOLDERS = ("cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head", "mo
 # Left out: ears of elves, and targets that undo the age and weight chosen above or lift the lids off the eyes.
 _UNWANTED = ("pointed", "head-age", "measure-", "eye-push", "neck-height", "head-trans", "neck-trans", "head-angle")
 
+# Styles that leave both eyes free.
 _HAIR = {
-    ("female", "african"): ("afro01", "curly", "Braid01", "bob02", "short04", "ponytail01"),
-    ("female", "asian"): ("bob01", "long01", "bob02", "ponytail01", "long_alpha7", "short03"),
-    ("female", "caucasian"): ("long01", "bob01", "ponytail01", "curly2", "bob02", "short03", "Braid01"),
-    ("male", "african"): ("afro01", "short04", None, "short02", "short01"),
-    ("male", "asian"): ("short01", "short02", "short03", "short04", None),
-    ("male", "caucasian"): ("short02", "short01", None, "short04", "short03"),
-}
+    ("female", "african"): ("afro01", "Braid01", "ponytail01", "short04", "Wig_bun_blonde", "long01"),
+    ("female", "asian"): ("long01", "ponytail01", "bob02", "Wig_bun_blonde", "long_alpha7", "Braid01"),
+    ("female", "caucasian"): ("ponytail01", "long01", "Wig_bun_blonde", "southernbelleringlets", "bob02", "Braid01", "short02"),
+    ("male", "african"): ("short04", "afro01", None, "short02", "short01"),
+    ("male", "asian"): ("short01", "short02", "short04", None),
+    ("male", "caucasian"): ("short02", "short01", None, "short04"),
+}  # fmt: skip
 # Multiply the hair texture's grey; linear display values.
 HAIR_COLOURS = {
     "black": (0.16, 0.14, 0.13), "dark": (0.30, 0.23, 0.19), "brown": (0.50, 0.36, 0.26), "auburn": (0.62, 0.33, 0.20),
@@ -40,8 +41,14 @@ _EYES = {
     "caucasian": ("blue", "brown", "green", "grey", "brownlight", "lightblue", "bluegreen"),
 }
 _CLOTHES = {
-    "female": ("Rolled_neck_blouse", "female_casualsuit01", "female_sportsuit01", "female_casualsuit02", "Harvey_Sweater2", "VNeckTop"),
-    "male": ("male_casualsuit01", "male_casualsuit02", "male_casualsuit04", "male_casualsuit03", "Harvey_Sweater2", "male_casualsuit06"),
+    "female": (
+        "Rolled_neck_blouse", "female_casualsuit01", "female_sportsuit01", "Harvey_Sweater2", "female_elegantsuit01",
+        "Asymmetric_Tunic_and_Sash", "Coat", "short_tail_camo_tee",
+    ),
+    "male": (
+        "male_casualsuit01", "male_casualsuit02", "male_casualsuit03", "male_casualsuit05", "male_casualsuit06",
+        "male_elegantsuit01", "male_worksuit01", "Harvey_Sweater2", "short_tail_camo_tee",
+    ),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from gphm_jax.data.synthetic import base, expression, identity, plain, proxies, skin
+from gphm_jax.data.synthetic import base, expression, identity, plain, proxies, refine, skin
 from gphm_jax.data.synthetic.identity import HAIR_COLOURS, Identity
 from gphm_jax.data.synthetic.landmarks import LANDMARKS
 from gphm_jax.data.synthetic.motion import Motion, pose_vertices, rotation_matrix
@@ -33,7 +33,6 @@ class _Worn:
     casters: Int[np.ndarray, "g 3"] | None
     head_weight: Float[np.ndarray, "n"]
     arm_weight: Float[np.ndarray, "n 2"]
-    light_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,17 +48,13 @@ class Person:
     chest: Float[np.ndarray, "3"]  # canonical
     shoulders: Float[np.ndarray, "2 3"]  # canonical: left, right
     skin_parts: tuple[tuple[Int[np.ndarray, "f 3"], Int[np.ndarray, "f 3"], Float[np.ndarray, "u 2"], Material], ...]
-    skin_edges: plain.Subdivision
+    skin_edges: refine.Subdivision
     worn: tuple[_Worn, ...]
     shrunk: Float[np.ndarray, "v"]  # how far covered skin draws back under the clothes, mesh units
 
     def canonical(self, vertices: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Mesh units to canonical lengths: origin between the ears, chin to crown 1."""
         return ((vertices - self.origin) / self.head_length).astype(np.float32)
-
-
-def _hides(clothes: proxies.Proxy | None) -> Bool[np.ndarray, "v"]:
-    return np.zeros(19158, bool) if clothes is None else clothes.hides
 
 
 def _casters(proxy_faces: np.ndarray, uv_faces: np.ndarray, uvs: np.ndarray, texture: np.ndarray) -> np.ndarray:
@@ -72,7 +67,15 @@ def _casters(proxy_faces: np.ndarray, uv_faces: np.ndarray, uvs: np.ndarray, tex
     return np.ascontiguousarray(proxy_faces[small[row, column] > 150])
 
 
-def _wear(proxy: proxies.Proxy, material: Material, *, keep: np.ndarray | None = None, casts: bool = True, light_scale: float = 1.0, head: bool = False) -> _Worn:
+def _wear(
+    proxy: proxies.Proxy,
+    material: Material,
+    *,
+    keep: np.ndarray | None = None,
+    casts: bool = True,
+    head: bool = False,
+) -> _Worn:
+    """`keep` drops faces; `head` binds the part rigidly to the skull, whatever it is fitted to."""
     mesh = base.load()
     keep = np.ones(len(proxy.faces), bool) if keep is None else keep
     faces, uv_faces = np.ascontiguousarray(proxy.faces[keep]), np.ascontiguousarray(proxy.uv_faces[keep])
@@ -82,7 +85,7 @@ def _wear(proxy: proxies.Proxy, material: Material, *, keep: np.ndarray | None =
     head_weight = np.ones(len(proxy.reference), np.float32) if head else proxy.interpolate(mesh.head_weight)
     return _Worn(
         proxy=proxy, faces=faces, uv_faces=uv_faces, material=material, casters=casters,
-        head_weight=head_weight, arm_weight=proxy.interpolate(mesh.arm_weight), light_scale=light_scale,
+        head_weight=head_weight, arm_weight=proxy.interpolate(mesh.arm_weight),
     )  # fmt: skip
 
 
@@ -99,6 +102,18 @@ def _scaled(colour: tuple[float, float, float], factor: float) -> tuple[float, f
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 
 
+def _evened(texture: np.ndarray) -> np.ndarray:
+    """Strand texture with a common mean brightness, so that a hair colour means the same on every style."""
+    solid = texture[..., 3] > 60
+    grey = texture[..., :3].astype(np.float32).mean(-1)
+    level = float(grey[solid].mean()) if solid.any() else 128.0
+    out = texture.copy()
+    detail = texture[..., :3].astype(np.float32) / max(level, 8.0)
+    # Between a third and nearly twice the mean: dark textures are noisy once they are lifted.
+    out[..., :3] = np.clip(150.0 * np.clip(detail, 0.3, 1.7) ** 0.8, 0, 255).astype(np.uint8)
+    return out
+
+
 def _worn_parts(person: Identity) -> list[_Worn]:
     """Eyes, teeth, tongue, clothes, then what hugs the skin, then hair: the order they are drawn in."""
     hair = HAIR_COLOURS[person.hair_colour]
@@ -107,9 +122,9 @@ def _worn_parts(person: Identity) -> list[_Worn]:
     solid_iris = iris.copy()
     solid_iris[..., 3] = 255
     worn = [
-        _wear(eyes, Material(texture=solid_iris, specular=0.9, gloss=160.0, wrap=(0.15, 0.15, 0.15)), keep=_eye_faces(eyes, iris), casts=False, head=True),
+        _wear(eyes, Material(texture=solid_iris, tint=(0.86, 0.85, 0.85), specular=0.9, gloss=160.0, wrap=(0.15, 0.15, 0.15)), keep=_eye_faces(eyes, iris), casts=False, head=True),
     ]
-    for kind, name, tint in (("teeth", "Teeth_Base", 0.92), ("tongue", "tongue01", 0.85)):
+    for kind, name, tint in (("teeth", "Teeth_Base", 1.12), ("tongue", "tongue01", 0.9)):
         proxy = proxies.load(kind, name)
         texture = proxy.texture.copy()
         texture[..., 3] = 255
@@ -129,7 +144,7 @@ def _worn_parts(person: Identity) -> list[_Worn]:
     for name in (person.beard, person.hair):
         if name is not None:
             proxy = proxies.load("hair", name)
-            material = Material(texture=proxy.texture, tint=_scaled(hair, 1.2), transparent=True, grey=0.92, wrap=_HAIR_WRAP)
+            material = Material(texture=_evened(proxy.texture), tint=_scaled(hair, 1.25), transparent=True, grey=0.92, wrap=_HAIR_WRAP)
             worn.append(_wear(proxy, material, head=name == person.beard))
     return worn
 
@@ -154,7 +169,9 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
     worn = _worn_parts(person) if rich else []
     hidden = proxies.load("clothes", person.clothes).hides if rich else np.zeros(len(neutral), bool)
     groups = _skin_parts(person, hidden, detail)
-    subdivision = plain.subdivide([quads for _, quads in groups])
+    subdivision = refine.subdivide(
+        [quads for _, quads in groups], vertex_count=len(neutral), uv_count=len(mesh.uvs)
+    )
     skin_parts = []
     for (region, _), faces, uv_faces in zip(groups, subdivision.faces, subdivision.uv_faces, strict=True):
         uvs = subdivision.uvs(mesh.uvs)
@@ -217,18 +234,21 @@ def frame_parts(person: Person, scores: Float[np.ndarray, "52"], motion: Motion)
         return pose_vertices(points, head, motion, pivot=person.pivot, chest=person.chest)
 
     skin_vertices = posed(expressive, mesh.head_weight, mesh.arm_weight)
-    skin_vertices = plain.draw_back(skin_vertices, mesh.faces["body"][:, :, 0], person.shrunk / person.head_length)
-    fine = person.skin_edges.refine(skin_vertices)
+    skin_vertices = refine.draw_back(skin_vertices, mesh.faces["body"][:, :, 0], person.shrunk / person.head_length)
+    fine, normals = person.skin_edges.refine(skin_vertices)
     parts = [
-        Part(vertices=fine, faces=faces, uv_faces=uv_faces, uvs=uvs, material=material, casters=coarse)
-        for (faces, uv_faces, uvs, material), coarse in zip(person.skin_parts, person.skin_edges.coarse, strict=True)
+        Part(
+            vertices=fine[k], normals=normals[k], faces=faces, uv_faces=uv_faces, uvs=uvs, material=material,
+            casters=person.skin_edges.coarse[k],
+        )  # fmt: skip
+        for k, (faces, uv_faces, uvs, material) in enumerate(person.skin_parts)
     ]
     for item in person.worn:
         vertices = posed(item.proxy.fit(expressive, hair_scale), item.head_weight, item.arm_weight)
         parts.append(
             Part(
                 vertices=vertices, faces=item.faces, uv_faces=item.uv_faces, uvs=item.proxy.uvs,
-                material=item.material, casters=item.casters, light_scale=item.light_scale,
+                material=item.material, casters=item.casters,
             )  # fmt: skip
         )
     return parts

@@ -47,7 +47,7 @@ class Part:
     uvs: Float[np.ndarray, "u 2"]
     material: Material
     casters: Int[np.ndarray, "g 3"] | None = None
-    light_scale: float = 1.0
+    normals: Float[np.ndarray, "n 3"] | None = None  # None: from its own faces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,8 +136,10 @@ def make_lights(rng: np.random.Generator, *, quality: float = 1.0) -> Lights:
 def _join(parts: tuple[Part, ...]) -> _Joined:
     vertices, faces, uv_faces, cull, normals, first_vertex, first_face = [], [], [], [], [], [0], [0]
     for part in parts:
-        normal = np.empty_like(part.vertices)
-        kernels.vertex_normals(part.vertices, part.faces, normal)
+        normal = part.normals
+        if normal is None:
+            normal = np.empty_like(part.vertices)
+            kernels.vertex_normals(part.vertices, part.faces, normal)
         normals.append(normal)
         vertices.append(part.vertices)
         faces.append(part.faces + first_vertex[-1])
@@ -190,7 +192,7 @@ def light(parts: list[Part], lights: Lights, *, shadow_size: int = 384) -> Lit:
                 reach = bias * (4.0 if part.material.transparent else 1.0)  # layers of one wig must not black out
                 wrap = np.array(part.material.wrap, np.float32)
                 kernels.light_vertices(
-                    flat[span], depth[span], turned, buffer, colour * np.float32(part.light_scale), wrap,
+                    flat[span], depth[span], turned, buffer, colour, wrap,
                     np.float32(reach), joined.irradiance[span],
                 )  # fmt: skip
     return Lit(opaque=opaque, transparent=transparent, highlights=lights.highlights)

@@ -85,3 +85,16 @@ def frame_state(request: Request, subject: person.Person, index: int, frame: int
         motion=motion.sample(subject.pivot, seed=request.seed, identity=index, frame=frame),
         views=tuple((n, cameras.place(*angle, request.size)) for n, angle in enumerate([*training, *held_out])),
     )
+
+
+def check(request: Request) -> None:
+    """Raises `InputError` where the cameras cannot be placed."""
+    if request.capture == "multiview":
+        multiview_angles(request)
+
+
+def count_views(request: Request, frame: int) -> int:
+    """Pictures of one frame."""
+    if request.capture == "monocular":
+        return 1 + len(SIDE_ANGLES) * has_side_views(frame)
+    return request.views + request.heldout_views

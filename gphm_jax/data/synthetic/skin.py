@@ -133,7 +133,7 @@ def _wrinkles(place: Layout, seed: int) -> np.ndarray:
     p = place.positions
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
     wave = _noise(place, 2.5, seed)
-    furrow = np.clip(np.sin((y + 0.05 * wave - 0.03 * x) * 55.0) - 0.55, 0, 1) / 0.45
+    furrow = np.clip(np.sin((y + 0.09 * wave - 0.03 * x) * 48.0) - 0.4, 0, 1) / 0.6
     furrow *= _ramp(y, 7.50, 7.62) * (1 - _ramp(y, 7.85, 7.97)) * _ramp(z, 1.0, 1.2) * (1 - _ramp(x, 0.42, 0.62))
     angle = np.arctan2(y - 7.27, x - 0.42)
     radius = np.hypot(y - 7.27, x - 0.42)
@@ -190,8 +190,8 @@ def bake(person: Identity, region: str, detail: float) -> UInt8[np.ndarray, "h w
     face = _ramp(z, 0.5, 0.9) * _ramp(y, 6.0, 6.3) if region == "head" else np.zeros_like(x)
     grain = 0.022 * noise["fine"] + 0.020 * noise["pore"] + 0.022 * noise["patch"] + 0.02 * noise["broad"]
     tone = tone * (1 + grain)[..., None]
-    red = 0.030 * noise["blotch"] + face * (
-        0.085 * _blob(place, (0.42, 6.98, 1.2), (0.20, 0.16, 0.4)) + 0.075 * _blob(place, (0.0, 6.97, 1.75), (0.12, 0.12, 0.2))
+    red = 0.022 * noise["blotch"] + face * (
+        0.06 * _blob(place, (0.42, 6.98, 1.2), (0.20, 0.16, 0.4)) + 0.05 * _blob(place, (0.0, 6.97, 1.75), (0.12, 0.12, 0.2))
     )
     tone = tone * (1 + red[..., None] * np.array([0.45, -0.75, -0.6], np.float32))
     bags = _blob(place, (0.30, 7.16, 1.3), (0.13, 0.035, 0.2)) * face * {"young": 0.05, "middleage": 0.10, "old": 0.14}[person.age]
@@ -199,8 +199,8 @@ def bake(person: Identity, region: str, detail: float) -> UInt8[np.ndarray, "h w
     if person.freckles > 0:
         spots = _ramp(noise["patch"] + 0.5 * noise["blotch"], 0.45, 0.75) * face * (y > 6.6) * min(1.0, person.freckles)
         tone = tone * (1 - spots[..., None] * np.array([0.10, 0.20, 0.24], np.float32))
-    creases = _wrinkles(place, seed + 7) * face * {"young": 0.03, "middleage": 0.12, "old": 0.26}[person.age]
-    tone = tone * (1 - creases[..., None] * np.array([0.8, 1.0, 1.0], np.float32))
+    creases = _wrinkles(place, seed + 7) * face * {"young": 0.0, "middleage": 0.05, "old": 0.12}[person.age]
+    tone = tone * (1 - creases[..., None] * np.array([0.9, 1.0, 1.0], np.float32))
     streaks = 0.05 * _noise(place, (90.0, 8.0, 30.0), seed + 9)
     redness = np.array([0.98, 0.74, 0.76] if person.sex == "female" else [0.95, 0.80, 0.80], np.float32)
     tone = tone * (1 - lips[..., None] * (1 - redness * (1 + streaks[..., None])))

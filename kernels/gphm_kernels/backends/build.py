@@ -60,8 +60,10 @@ def build(*, retry: bool = False) -> pathlib.Path:
             return library
         failed = folder / f"{name}.failed"
         if not retry and failed.is_file() and failed.read_text() == _describe(compiler):
-            raise BuildError(f"the CPU kernels could not be compiled before (log: {log}); "
-                             "run `python -m gphm_kernels.backends.build` to try again")
+            raise BuildError(
+                f"the CPU kernels could not be compiled before (log: {log}); "
+                "run `python -m gphm_kernels.backends.build` to try again"
+            )
         try:
             _compile(compiler, sources, library, log)
         except BuildError:
@@ -101,7 +103,11 @@ def _fingerprint(sources: pathlib.Path) -> str:
     header = (pathlib.Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
     version = re.findall(r"#define XLA_FFI_API_(?:MAJOR|MINOR) (\d+)", header)
     digest = hashlib.sha256()
-    digest.update(repr((_FLAGS, _MATH_FLAGS, _instruction_sets(), version, platform.system(), platform.machine())).encode())
+    digest.update(
+        repr(
+            (_FLAGS, _MATH_FLAGS, _instruction_sets(), version, platform.system(), platform.machine())
+        ).encode()
+    )
     for file in sorted(sources.iterdir()):
         if file.suffix in (".cc", ".h"):
             digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
@@ -119,7 +125,9 @@ def _find_compiler() -> tuple[str, ...]:
     for name in ("g++", "clang++", "c++"):
         if shutil.which(name):
             return (name,)
-    raise BuildError("no C++ compiler was found for the CPU kernels (Debian: apt-get install g++, or set CXX)")
+    raise BuildError(
+        "no C++ compiler was found for the CPU kernels (Debian: apt-get install g++, or set CXX)"
+    )
 
 
 def _describe(compiler: tuple[str, ...]) -> str:
@@ -141,7 +149,9 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: tuple[str, ...], sources: pathlib.Path, library: pathlib.Path, log: pathlib.Path) -> None:
+def _compile(
+    compiler: tuple[str, ...], sources: pathlib.Path, library: pathlib.Path, log: pathlib.Path
+) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".objects-") as temporary:
         objects = pathlib.Path(temporary)
         handlers = objects / f"{_HANDLERS}.o"
@@ -159,7 +169,9 @@ def _compile(compiler: tuple[str, ...], sources: pathlib.Path, library: pathlib.
                 linked.append(target)
                 commands.append([*compiler, *_FLAGS, *_MATH_FLAGS, *flags, f"-DGPHM_ISA={isa}", f"-DGPHM_LANES={lanes}",
                                  "-c", str(sources / f"{op}.cc"), "-o", str(target)])  # fmt: skip
-        run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        run = functools.partial(
+            subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
             results = list(pool.map(run, commands))
         if not any(result.returncode for result in results):
@@ -167,7 +179,9 @@ def _compile(compiler: tuple[str, ...], sources: pathlib.Path, library: pathlib.
             results.append(run([*compiler, *_FLAGS, "-shared", *map(str, linked), "-o", str(shared)]))
         log.write_text("".join(f"$ {shlex.join(result.args)}\n{result.stdout}" for result in results))
         if any(result.returncode for result in results):
-            raise BuildError(f"the CPU kernels could not be compiled with {shlex.join(compiler)} (log: {log})")
+            raise BuildError(
+                f"the CPU kernels could not be compiled with {shlex.join(compiler)} (log: {log})"
+            )
         os.replace(shared, library)
 
 

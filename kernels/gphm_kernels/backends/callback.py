@@ -100,8 +100,12 @@ def segment_sum_rows(
     return _callback(run, (shape,), (values, ids))[0]
 
 
-def _callback(run: Callable[..., tuple[np.ndarray, ...]], results: Sequence[Shape], inputs: tuple[Array, ...]) -> Any:
-    if not available():  # here rather than inside: an exception in a callback reaches the user as a long trace
+def _callback(
+    run: Callable[..., tuple[np.ndarray, ...]], results: Sequence[Shape], inputs: tuple[Array, ...]
+) -> Any:
+    if (
+        not available()
+    ):  # here rather than inside: an exception in a callback reaches the user as a long trace
         raise RuntimeError(f"the native CPU kernels cannot run: {reason()}; use backend='xla'")
     shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results)
     return jax.pure_callback(run, shapes, *inputs, vmap_method="sequential")
@@ -115,7 +119,9 @@ def _ints(array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, np.int32)
 
 
-def _run_blend(name: str, sizes: Shape, arrays: Sequence[Any], results: Sequence[Shape]) -> tuple[np.ndarray, ...]:
+def _run_blend(
+    name: str, sizes: Shape, arrays: Sequence[Any], results: Sequence[Shape]
+) -> tuple[np.ndarray, ...]:
     inputs = [_floats(array) for array in arrays]
     outputs = tuple(np.empty(shape, np.float32) for shape in results)
     _invoke(name, _numbers(sizes), _table(inputs), _table(outputs))
@@ -124,7 +130,12 @@ def _run_blend(name: str, sizes: Shape, arrays: Sequence[Any], results: Sequence
 
 def _run(name: str, sizes: Shape, inputs: Sequence[np.ndarray], shape: Shape) -> tuple[np.ndarray, ...]:
     output = np.empty(shape, np.float32)
-    _invoke(name, _numbers(sizes), *(ctypes.c_void_p(x.ctypes.data) for x in inputs), ctypes.c_void_p(output.ctypes.data))
+    _invoke(
+        name,
+        _numbers(sizes),
+        *(ctypes.c_void_p(x.ctypes.data) for x in inputs),
+        ctypes.c_void_p(output.ctypes.data),
+    )
     return (output,)
 
 

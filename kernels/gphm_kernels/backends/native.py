@@ -1,8 +1,8 @@
 """The native CPU backend: C++ called through `jax.ffi`. The only module that loads the binary.
 
-One batch dimension, float32; `gphm_kernels.backends` types the results inside `shard_map`. The ops use XLA's own threads and give the same bits for any number of them.
-`num_threads` caps the threads (0: all of XLA's) and `isa` picks the instruction set ("auto": the best of this machine;
-otherwise one of `instruction_sets()`); both are for tests and measurements.
+One batch dimension, float32; `gphm_kernels.backends` types the results inside `shard_map`. The ops use XLA's own
+threads and give the same bits for any number of them. For tests and measurements, `num_threads` caps the threads
+(0: all of XLA's) and `isa` picks the instruction set ("auto": the machine's best; or one of `instruction_sets()`).
 """
 
 import ctypes
@@ -142,10 +142,7 @@ def segment_sum_rows(
     num_threads: int = 0,
     isa: str = "auto",
 ) -> Float[Array, "b s c"]:
-    """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s, in row order; other ids are left out.
-
-    The transpose of a gather of rows, several times faster than XLA's scatter on CPU.
-    """
+    """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s, in row order; other ids are left out."""
     shape = (values.shape[0], num_segments, values.shape[2])
     return _call("gphm_segment_sum_rows", (shape,), (values, ids.astype(jnp.int32)), num_threads, isa)[0]
 
@@ -168,7 +165,9 @@ def _call(
     _require()
     for array in inputs:
         if array.dtype not in (jnp.float32, jnp.int32):
-            raise TypeError(f"{target}: the native backend takes float32, not {array.dtype}; use backend='xla'")
+            raise TypeError(
+                f"{target}: the native backend takes float32, not {array.dtype}; use backend='xla'"
+            )
     shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results)
     call = jax.ffi.ffi_call(target, shapes, vmap_method="sequential")
     attributes = {**sizes, "num_threads": num_threads, "isa": ISA[isa]}

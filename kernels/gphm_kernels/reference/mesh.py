@@ -147,8 +147,8 @@ def _draw_chunk(layout: Layout, corners: Array, bins: Bins, tiles: Array, last: 
 
 def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array) -> Float[Array, "t p k"]:
     """z/w where a face [t, k] covers a pixel [t, p] (relative to the tile's middle), infinity elsewhere."""
-    px, py = corners[..., 0] - middle_x[..., None] * corners[..., 3], corners[..., 1] - middle_y[..., None] * corners[..., 3]
     z, w = corners[..., 2], corners[..., 3]
+    px, py = corners[..., 0] - middle_x[..., None] * w, corners[..., 1] - middle_y[..., None] * w
     edges = [_edge(px, py, w, (i + 1) % 3, (i + 2) % 3) for i in range(3)]
     determinant = sum(px[..., i] * e[0] + py[..., i] * e[1] + w[..., i] * e[2] for i, e in enumerate(edges))
     sign = jnp.sign(determinant)

@@ -39,7 +39,7 @@ from gphm_kernels.varying import promote, varying_axes
 ALPHA_MAX = 0.99
 ALPHA_MIN = 1.0 / 255.0
 TRANSMITTANCE_MIN = 1e-4
-BLOCK = 64  # splats blended at once: one product of matrices
+BLOCK = 32  # splats blended at once: one product of matrices
 GEOMETRY = 6  # columns: mean x, mean y, conic a, b, c, opacity
 
 
@@ -168,7 +168,7 @@ def _arrange(
     order = jnp.argsort(key, axis=1, stable=True) + number * jnp.arange(batch, dtype=jnp.int32)[:, None]
     order = order.astype(jnp.int32).reshape(-1)
     geometry = jnp.concatenate([means2d, conics, opacities[..., None]], -1).reshape(-1, GEOMETRY)[order]
-    image = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), number, total_repeat_length=batch * number)
+    image = jnp.arange(batch * number, dtype=jnp.int32) // number
     rectangles = _bounds(layout, geometry, image)
     return _Splats(geometry, features.reshape(batch * number, -1)[order], rectangles), order
 
@@ -242,7 +242,8 @@ def _block(
     log_pass = jnp.log1p(-alpha)
     inclusive = _running_sum(log_pass)
     # Transmittance falls along the list, so the stop rule is one comparison per splat.
-    alive = (remaining[..., None] * jnp.exp(inclusive) > TRANSMITTANCE_MIN) & ~ended[..., None]
+    after = remaining[..., None] * jnp.exp(inclusive)
+    alive = (after > TRANSMITTANCE_MIN) & ~ended[..., None]
     return _Block(
         position=position,
         valid=valid,
@@ -250,7 +251,7 @@ def _block(
         features=splats.features[splat],
         alpha=jnp.where(alive, alpha, 0),
         clamped=raw >= ALPHA_MAX,
-        transmittance=remaining[..., None] * jnp.exp(inclusive - log_pass),
+        transmittance=after / (1 - alpha),
         remaining=remaining * jnp.exp(jnp.sum(jnp.where(alive, log_pass, 0), -1)),
         ended=ended | ~alive[..., -1],
     )

@@ -12,11 +12,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
+from gphm_kernels.reference.rows import fold_neighbours
 from gphm_kernels.varying import promote, varying_axes
 
 TILE = 16
 # Tiles visited together: the working set of a block of primitives seen from them stays in a core's cache.
-CHUNK = 8
+CHUNK = 4
 # Slots of the intersection buffer per primitive; more intersections than this take another group of tiles.
 SLOTS_PER_PRIMITIVE = 4
 
@@ -150,17 +151,8 @@ def from_tiles(layout: Layout, tiles: Array) -> Array:
 def sum_by_primitive(buffer: Array, bins: Bins) -> Array:
     """Sums each primitive's slots, which are neighbours, by doubling strides: [slots, columns] -> [m, columns]."""
     end = jnp.cumsum(bins.count)
-    following = end[bins.primitive] - jnp.arange(buffer.shape[0], dtype=jnp.int32)  # slots up to the primitive's last
-    longest = jnp.max(bins.count, initial=0)
-
-    def fold(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        stride, values = state
-        partner = jnp.roll(values, -stride, 0)
-        return 2 * stride, values + jnp.where((following > stride)[:, None], partner, 0)
-
-    stride = promote(jnp.ones((), jnp.int32), varying_axes(buffer, bins))
-    _, values = lax.while_loop(lambda state: state[0] < longest, fold, (stride, buffer))
-    return jnp.where((bins.count > 0)[:, None], values[jnp.minimum(end - bins.count, buffer.shape[0] - 1)], 0)
+    sums = fold_neighbours(buffer, end[bins.primitive], bins.count)
+    return jnp.where((bins.count > 0)[:, None], sums[jnp.minimum(end - bins.count, buffer.shape[0] - 1)], 0)
 
 
 def capacity(layout: Layout, rectangles: Rectangles) -> int:

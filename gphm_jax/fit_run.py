@@ -1,0 +1,108 @@
+"""Running the steps of a fit in its folder: resuming, logging, and the figures of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gphm_jax import fit_results, loop
+from gphm_jax.data.sampler import BatchSampler, prefetch
+from gphm_jax.errors import InputError
+from gphm_jax.files import plain, write_json
+from gphm_jax.fit_footage import FitFootage, fit_batches
+from gphm_jax.fit_settings import FitSettings
+from gphm_jax.fitting import FitStep
+from gphm_jax.logs import RunLog, read_metrics
+from gphm_jax.settings import Settings
+from gphm_jax.state import Checkpoints, TrainState, abstract_like
+
+# Settings that may change between a fit and its resumption without making it another fit.
+_FREE = ("log", "backend", "cache_gb", "evaluation", "preview")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the steps share."""
+
+    settings: FitSettings
+    prior: Settings
+    out: pathlib.Path
+    footage: FitFootage
+    log: RunLog
+    perceptual: Any
+
+
+def is_done(out: pathlib.Path, settings: FitSettings, prior: pathlib.Path, footage: pathlib.Path) -> bool:
+    """Makes the folder of a fit, or finds it again; True when its figures are there already.
+
+    Raises `InputError` when it cannot be written, or holds a fit of something else.
+    """
+    config = out / "config.json"
+    sources = {"prior": str(prior.resolve()), "input": str(footage.resolve())}
+    wanted = plain(sources | dataclasses.asdict(settings))
+    if config.exists():
+        try:
+            found = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{config} is not JSON ({error}): restore it or use another --out") from error
+        for key in sorted(wanted.keys() - set(_FREE)):
+            if found.get(key) != wanted[key]:
+                raise InputError(
+                    f"{out} holds a fit with another '{key}': use another --out, or the same to resume"
+                )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(config, wanted)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}): choose a writable --out") from error
+    return (out / "metrics.json").exists()
+
+
+def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
+    """Runs a step to its end, from its last checkpoint if there is one; returns the fitted module."""
+    checkpoints = Checkpoints(fit.out / "checkpoints" / step.name)
+    found = checkpoints.latest() is not None
+    # A copy: the compiled step reuses its state's buffers, and some are the head model's own.
+    state = checkpoints.restore(abstract_like(step.state)) if found else jax.tree.map(jnp.copy, step.state)
+    sampler = BatchSampler(
+        fit.footage.dataset,
+        fit_batches(frames, fit.prior),
+        seed=fit.settings.seed,
+        selection=fit.footage.training,
+        pixels=fit.footage.pixels,
+    )
+
+    def draw(state: TrainState, done: int) -> None:
+        model = nnx.merge(step.graphdef, state.params, state.fixed, copy=True)
+        columns = fit_results.sample_columns(model, fit.footage, backend=fit.settings.backend)
+        fit.log.images(step.name, done, columns)
+
+    observer = loop.Observer(
+        stage=step.name, log=fit.log, settings=fit.settings.log, checkpoints=checkpoints, meta={}, draw=draw
+    )
+    state = loop.run(
+        jax.jit(step.advance, donate_argnums=0),
+        state,
+        prefetch(sampler, start_step=int(state.step), stop_step=step.steps),
+        fit.perceptual,
+        steps=step.steps,
+        observer=observer,
+    )
+    checkpoints.close()
+    return nnx.merge(step.graphdef, state.params, state.fixed)
+
+
+def step_figures(fit: Fit, name: str) -> dict[str, float]:
+    """Steps, seconds (over all interruptions) and the last logged training PSNR."""
+    rows = [row for row in read_metrics(fit.out) if row["stage"] == name]
+    return {
+        "steps": rows[-1]["step"],
+        "seconds": sum(row["seconds"] for row in rows),
+        "psnr": rows[-1]["psnr"],
+    }

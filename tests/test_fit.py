@@ -1,0 +1,318 @@
+"""A whole fit at toy size, from a head model on disk to a loaded avatar, and what bad input gives."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dataset_fixture import LANDMARKS, write_dataset
+from flax import nnx
+
+from configs.fit import get_config
+from gphm_jax.avatar import AvatarSpec, bake
+from gphm_jax.data.sampler import evaluation_batches
+from gphm_jax.errors import InputError
+from gphm_jax.fit_footage import open_fit_footage
+from gphm_jax.fit_results import angles_aside
+from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights
+from gphm_jax.fitting import (
+    FinetuneFit,
+    IdentityFit,
+    encode_frames,
+    finetune_length,
+    finetune_step,
+    identity_step,
+    visibility,
+)
+from gphm_jax.gaussians import GaussianModel, points_from_surface
+from gphm_jax.guide import ellipsoid_mesh
+from gphm_jax.nets import NetworkConfig
+from gphm_jax.optim import Rates, Schedule, adam
+from gphm_jax.settings import DataSettings, Settings, from_mapping
+from gphm_jax.stages import Subject, describe
+from gphm_jax.state import Checkpoints, create_state
+
+ROOT = pathlib.Path(__file__).parent.parent
+NETWORKS = NetworkConfig(
+    width=16, depth=1, injection_depth=1, feature_dim=8, identity_dim=4, expression_dim=8,
+    encoder_widths=(8, 8), refine_widths=(8, 8, 8), refine_patch=2, dynamics_width=8,
+)  # fmt: skip
+SETTINGS = Settings(
+    preset="toy", data=DataSettings(image_size=32, face_size=16, nonface_size=16), networks=NETWORKS
+)
+
+
+def make_prior() -> tuple[GaussianModel, Subject]:
+    """A ball of 300 splats with untrained networks, but for last layers that start at zero: these are stirred."""
+    vertices, faces = ellipsoid_mesh(np.zeros(3), np.full(3, 0.5), subdivisions=3)
+    rng = np.random.default_rng(0)
+    points, regions = points_from_surface(
+        vertices, faces, rng.standard_normal((len(vertices), NETWORKS.feature_dim)).astype(np.float32),
+        landmarks=LANDMARKS, landmark_features=rng.standard_normal((5, 8)).astype(np.float32),
+        num_splats=300, initial_opacity=0.9, region=(0.15, 0.25), seed=0,
+    )  # fmt: skip
+    subject = Subject(identities=("a", "b", "c"), num_frames=3, landmarks=LANDMARKS)
+    build = nnx.jit(  # one compilation, not one an array
+        lambda points: GaussianModel(
+            points,
+            regions,
+            NETWORKS,
+            num_identities=3,
+            num_frames=3,
+            face_size=16,
+            nonface_size=16,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    return build(points), subject
+
+
+def toy_spec(prior: GaussianModel) -> AvatarSpec:
+    """The structure of an avatar baked from the prior."""
+    return AvatarSpec(
+        networks=NETWORKS, num_splats=300, **dataclasses.asdict(prior.regions),
+        image_size=32, face_size=16, nonface_size=16,
+    )  # fmt: skip
+
+
+def save_prior(workdir: pathlib.Path) -> GaussianModel:
+    """Writes the prior as a finished training run would."""
+    model, subject = make_prior()
+    _, state = create_state(model, adam(Rates(), Schedule(), steps=1))
+    checkpoints = Checkpoints(workdir / "checkpoints" / "stage2")
+    checkpoints.save(state, describe(model, SETTINGS, subject))
+    checkpoints.close()
+    return model
+
+
+@pytest.fixture(scope="module")
+def prior_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prior")
+    save_prior(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def footage_dir(tmp_path_factory):
+    """One person, five frames, three cameras: the first is fitted, the last frame is held out."""
+    return write_dataset(
+        tmp_path_factory.mktemp("footage"), identities=1, frames=5, metadata={"held_out_frames": ["0004"]}
+    )
+
+
+def fit_command(*flags: str) -> subprocess.CompletedProcess:
+    """Runs the program as a user does, on one CPU device."""
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return subprocess.run(
+        [sys.executable, "fit.py", "--config=configs/fit.py:tiny", *flags],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_fit_from_end_to_end(prior_dir, footage_dir, tmp_path):
+    out = tmp_path / "out"
+    flags = (f"--prior={prior_dir}", f"--input={footage_dir}", f"--out={out}")
+    first = fit_command(*flags)
+    assert first.returncode == 0, first.stderr
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["training_frames"] == 4 and figures["heldout"]["count"] == 1
+    assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 12
+    assert len(figures["side_views"]) == 2  # two cameras beside the fitted one
+    for name in ("avatar/arrays.npz", "avatar/config.json", "preview.mp4", "report.html", "config.json"):
+        assert (out / name).stat().st_size > 0, name
+    assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
+    written = (out / "metrics.json").stat().st_mtime_ns
+    second = fit_command(*flags)
+    assert second.returncode == 0 and "done already" in second.stderr
+    assert (out / "metrics.json").stat().st_mtime_ns == written
+    other = fit_command(*flags, "--config.finetune.steps=13")
+    assert other.returncode == 2 and "finetune" in other.stderr.strip().splitlines()[-1]
+
+
+def test_bad_input_is_one_line(prior_dir, footage_dir, tmp_path):
+    missing = fit_command(f"--prior={tmp_path}", f"--input={footage_dir}", f"--out={tmp_path / 'out'}")
+    assert missing.returncode == 2
+    assert missing.stderr.strip().splitlines()[-1].startswith(f"error: no trained prior in {tmp_path}")
+    assert not (tmp_path / "out").exists()
+
+
+def toy_footage(path, **changes):
+    settings = dataclasses.replace(from_mapping(FitSettings, get_config("tiny").to_dict()), **changes)
+    return open_fit_footage(path, settings, SETTINGS)
+
+
+def test_footage_is_divided_by_frame_and_camera(footage_dir):
+    footage = toy_footage(footage_dir)
+    assert [item.frame.name for item in footage.training] == ["0000", "0001", "0002", "0003"]
+    assert [item.frame.name for item in footage.held_out] == ["0004"]
+    assert {item.views for item in footage.training} == {(0,)}
+    assert [item.views for item in footage.aside] == [(0, 1, 2)]
+    other = toy_footage(footage_dir, view="2")
+    assert [item.frame.views[item.views[0]].name for item in other.aside] == ["2"]
+    angles = angles_aside(footage.aside[0])
+    np.testing.assert_allclose(
+        angles, np.degrees([0.7, np.pi]), atol=4.0
+    )  # about the head, which is not the origin
+
+
+def test_frames_are_kept_back_where_nothing_says_which(tmp_path):
+    footage = toy_footage(
+        write_dataset(tmp_path, identities=1, frames=12, views=("0",)), held_out_fraction=0.25
+    )
+    assert [item.frame.name for item in footage.held_out] == ["0009", "0010", "0011"]
+    assert len(footage.training) == 9 and footage.aside == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"view": "7"}, "no camera '7'"),
+        ({"view": "10"}, "no frame of 000 in"),  # the camera behind the head
+        ({"subject": "someone"}, "no identity 'someone'"),
+    ],
+)
+def test_wrong_choices_are_named(footage_dir, change, words):
+    with pytest.raises(InputError, match=words):
+        toy_footage(footage_dir, **change)
+
+
+def test_raw_and_absent_footage_are_named(tmp_path):
+    with pytest.raises(InputError, match="no input at"):
+        toy_footage(tmp_path / "nothing")
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    for path in (tmp_path / "clip.mp4", tmp_path):
+        with pytest.raises(InputError, match="tools.preprocess"):
+            toy_footage(path)
+    people = write_dataset(tmp_path / "people", identities=2, frames=1, views=("0",))
+    with pytest.raises(InputError, match="2 identities: choose one with --config.subject"):
+        toy_footage(people)
+
+
+def test_the_length_falls_with_the_images():
+    settings = from_mapping(FitSettings, get_config("small").to_dict())
+    few = settings.few_images
+    assert finetune_length(settings, few.below) == (settings.finetune.steps, False)
+    assert finetune_length(settings, few.below // 2) == (settings.finetune.steps // 2, True)
+    assert finetune_length(settings, 1) == (few.fewest_steps, True)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+def test_every_preset_is_a_whole_configuration(preset):
+    assert from_mapping(FitSettings, get_config(preset).to_dict()).preset == preset
+    config = get_config(preset)
+    with pytest.raises(InputError, match="choose one of tiny, small, paper"):
+        get_config("huge")
+    with pytest.raises(AttributeError, match="stepz"):
+        config.finetune.stepz = 3
+
+
+@pytest.fixture(scope="module")
+def toy(footage_dir):
+    """(footage, prior, frame codes) in this process."""
+    footage = toy_footage(footage_dir)
+    prior = stirred(make_prior()[0])
+    return footage, prior, encode_frames(prior.networks, footage.pixels, footage.driven)
+
+
+def stirred(model):
+    """A model whose every parameter is a little off its start, so that no last layer is zero."""
+    rng = np.random.default_rng(3)
+
+    def stir(x):
+        return jnp.asarray(np.asarray(x) + 0.02 * rng.standard_normal(x.shape).astype(np.float32))
+
+    nnx.update(model, jax.tree.map(stir, nnx.state(model, nnx.Param)))
+    return model
+
+
+def test_codes_are_those_of_each_frame(toy):
+    footage, prior, codes = toy
+    item = footage.held_out[0]
+    ((_, batch),) = evaluation_batches(footage.pixels, [item], references=[item])
+    expected = prior.networks.expression_encoder(jnp.asarray(batch.face_image))[0, 0]
+    np.testing.assert_allclose(codes.expression[item.frame.row], expected, rtol=1e-5, atol=1e-6)
+    assert np.ptp(codes.expression, axis=0).max() > 1e-3  # frames differ
+
+
+def first_batch(footage):
+    return next(evaluation_batches(footage.pixels, footage.training, references=footage.driven))[1]
+
+
+def finetune_fit(toy, **limits):
+    _, prior, codes = toy
+    avatar = bake(prior, jnp.asarray(prior.subjects.codes[...][0]), toy_spec(prior), seed=0)
+    return FinetuneFit(avatar, codes, dataclasses.replace(FinetuneSettings().limits, **limits))
+
+
+def run_steps(step, footage, count):
+    batch = first_batch(footage)
+    advance = jax.jit(step.advance)
+    state, rows = step.state, []
+    for _ in range(count):
+        state, scalars = advance(state, batch, None)
+        rows.append(scalars)
+    return nnx.merge(step.graphdef, state.params, state.fixed, copy=True), rows
+
+
+def test_identity_step_moves_the_code_alone_and_lowers_the_loss(toy):
+    footage, prior, codes = toy
+    settings = dataclasses.replace(
+        FitSettings().identity, rates=Rates(codes=5e-2), losses=FitWeights(perceptual=0.0)
+    )
+    fit = IdentityFit(prior, codes)
+    before = jax.tree.map(np.asarray, nnx.state(fit.prior))
+    mean = np.mean(prior.subjects.codes[...], axis=0)
+    np.testing.assert_allclose(fit.identity_code[...], mean, atol=1e-6)
+    fitted, rows = run_steps(identity_step(fit, settings, backend="auto", seed=0), footage, 8)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert np.abs(np.asarray(fitted.identity_code[...]) - mean).max() > 0.05
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(fitted.prior)))
+
+
+def test_finetuning_moves_what_it_may_within_its_limits(toy):
+    footage = toy[0]
+    fit = finetune_fit(toy, position=1e-3, color=0.02)
+    settings = FinetuneSettings(
+        losses=FitWeights(perceptual=0.0, alpha=0.5, anchor=0.1),
+        rates=Rates(positions=1e-2, color=1e-2),
+        trust_pixels=0.5,
+    )
+    filled = jnp.ones(300).at[:50].set(0.0)
+    for few in (False, True):
+        step = finetune_step(fit, settings, steps=8, few_images=few, filled=filled, backend="auto", seed=0)
+        fitted, rows = run_steps(step, footage, 4)
+        assert rows[-1]["loss"] < rows[0]["loss"] and np.isfinite(float(rows[-1]["anchor"]))
+        moved = np.abs(np.asarray(fitted.avatar.positions[...] - fit.start["positions"][...])).max(axis=1)
+        assert moved[:50].max() == 0.0  # never seen
+        assert 0.9e-3 < moved.max() <= 1e-3 + 1e-7
+        changed = {
+            "/".join(map(str, path))
+            for (path, old), (_, new) in zip(
+                nnx.to_flat_state(nnx.state(fit)), nnx.to_flat_state(nnx.state(fitted)), strict=True
+            )
+            if not np.array_equal(old.get_value(), new.get_value())
+        }
+        nets = {name.split("/")[2] for name in changed if name.startswith("avatar/networks")}
+        assert nets == (set() if few else {"expression", "refine"})
+        assert any(name.startswith("avatar/dynamics") for name in changed)
+        assert not any(
+            name.startswith(("start", "avatar/features", "avatar/weight", "pose")) for name in changed
+        )
+
+
+def test_visibility_is_the_blending_weight(toy):
+    footage = toy[0]
+    fit = finetune_fit(toy)
+    items = footage.training[:1]
+    filled = np.asarray(visibility(fit, footage.pixels, items, backend="auto"))
+    alpha = np.asarray(fit.picture(first_batch(footage), "auto").alpha)
+    # All weights of a pixel sum to its alpha.
+    np.testing.assert_allclose(filled.sum(), alpha.sum(), rtol=1e-4)
+    assert alpha.sum() > 100 and (filled == 0).sum() > 20  # the far side is hidden
