@@ -1,6 +1,6 @@
 """Trains a head model: the guide, the transfer, the Gaussians, and what they are worth on held-out cameras.
 
-    python train.py --config=configs/gaussian.py[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR]
+python train.py --config=configs/gaussian.py[:PRESET] [--config.KEY=VALUE ...] [--workdir=DIR]
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
 from gphm_jax.settings import Settings, StageSettings, from_mapping
 from gphm_jax.sharding import device_mesh, global_batch, state_sharding
-from gphm_jax.stages import GAUSSIANS, GUIDE, Stage, build_gaussians, build_guide, describe, rebuild, start_surface
+from gphm_jax.stages import (
+    GAUSSIANS,
+    GUIDE,
+    Stage,
+    build_gaussians,
+    build_guide,
+    describe,
+    rebuild,
+    start_surface,
+)
 from gphm_jax.state import Checkpoints, TrainState, abstract_like, create_state
 from gphm_jax.step import StepContext, compile_step, make_step
 from gphm_jax.workdir import Workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/gaussian.py[:PRESET] or configs/mesh.py[:PRESET]")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/gaussian.py[:PRESET] or configs/mesh.py[:PRESET]"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config>-<preset>")
 
 
@@ -63,7 +74,9 @@ def main(argv: Sequence[str]) -> None:
         last = (GUIDE, guide, state)
         if settings.gaussian_stage:
             trained = nnx.merge(guide, state.params, state.fixed)
-            gaussians, state = train_stage(run, GAUSSIANS, settings.stage2, lambda: build_gaussians(trained, settings))
+            gaussians, state = train_stage(
+                run, GAUSSIANS, settings.stage2, lambda: build_gaussians(trained, settings)
+            )
             figures["stage2"] = results.stage_figures(run, GAUSSIANS, gaussians, state)
             last = (GAUSSIANS, gaussians, state)
         results.conclude(run, *last, figures)
@@ -115,7 +128,12 @@ def train_stage(
         draw=results.sample_drawer(run, stage, graphdef),
     )
     state = loop.run(
-        step, state, map(global_batch(run.devices), batches), run.perceptual, steps=options.steps, observer=observer
+        step,
+        state,
+        map(global_batch(run.devices), batches),
+        run.perceptual,
+        steps=options.steps,
+        observer=observer,
     )
     checkpoints.close()
     return graphdef, state

@@ -21,7 +21,9 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     """The resolved settings of a preset; every field can be overridden by --config.KEY=VALUE."""
     presets = {"tiny": _tiny, "small": _small, "paper": _paper}
     if preset not in presets:
-        raise InputError(f"unknown preset '{preset}' of configs/gaussian.py: choose one of {', '.join(presets)}")
+        raise InputError(
+            f"unknown preset '{preset}' of configs/gaussian.py: choose one of {', '.join(presets)}"
+        )
     config = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
     config.preset = preset
     presets[preset](config)
@@ -39,10 +41,16 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.synthetic.size = 256
     c.data.update(image_size=256, face_size=64, nonface_size=64, synthesized_probability=0.5)
     c.networks.update(
-        width=64, feature_dim=64, identity_dim=64, expression_dim=32, refine_widths=(16, 32, 64), refine_patch=2
+        width=64,
+        feature_dim=64,
+        identity_dim=64,
+        expression_dim=32,
+        refine_widths=(16, 32, 64),
+        refine_patch=2,
     )
     c.guide.update(resolution=(48, 44, 40), max_vertices=24_000, max_faces=48_000)
     c.gaussian.update(num_splats=16_384, initial_opacity=0.3)
+    c.start.sdf = "hull"
     c.stage1.update(steps=500, identities=1, frames=1, views=4)
     c.stage1.rates.update(networks=1e-3, refine=2e-3, codes=5e-3, landmarks=1e-4, pose_corrections=1e-5)
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.5, final_fraction=0.1)

@@ -115,7 +115,9 @@ def _installed_folder(module: str | None) -> pathlib.Path | None:
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
-def find(name: str, path: str, *, needed_by: str, user_path: str | os.PathLike[str] | None = None) -> pathlib.Path:
+def find(
+    name: str, path: str, *, needed_by: str, user_path: str | os.PathLike[str] | None = None
+) -> pathlib.Path:
     """The asset file or folder `path` of package `name`.
 
     Looked for, in this order: `user_path` (the file itself, when given it must exist), then

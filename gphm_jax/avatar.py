@@ -402,7 +402,7 @@ def _read_spec(path: pathlib.Path) -> AvatarSpec:
 def _read_arrays(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, checked against the names and shapes wanted."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {path} ({error}): fit the avatar again") from error

@@ -33,12 +33,15 @@ class Baselines:
 
 def baselines(pixels: PixelSource, selection: Sequence[Selection]) -> Baselines:
     """Reads the training pictures of a selection once."""
-    by_frame, total, count = {}, 0.0, 0
+    by_frame = {}
     for item in selection:
-        images = np.stack([pixels.view(item.frame, view)[0] for view in item.views]).astype(np.float32) / 255.0
+        images = (
+            np.stack([pixels.view(item.frame, view)[0] for view in item.views]).astype(np.float32) / 255.0
+        )
         by_frame[item.frame.row] = (_directions(item), images)
-        total, count = total + images.sum(axis=0), count + len(images)
-    return Baselines(by_frame=by_frame, mean=total / count)
+    total = sum(images.sum(axis=0, dtype=np.float64) for _, images in by_frame.values())
+    count = sum(len(images) for _, images in by_frame.values())
+    return Baselines(by_frame=by_frame, mean=(np.asarray(total) / count).astype(np.float32))
 
 
 def evaluate(

@@ -178,7 +178,9 @@ def regional_displacement(
     near = near * jnp.concatenate([weight[:end], jnp.ones(k, weight.dtype)])[None, None, :, None]
     far = networks.motion(h[..., start:n, :], motion_code) * (1.0 - weight[start:])[None, None, :, None]
     lead = [(0, 0), (0, 0)]
-    shift = jnp.pad(near[..., :end, :], [*lead, (0, n - end), (0, 0)]) + jnp.pad(far, [*lead, (start, 0), (0, 0)])
+    shift = jnp.pad(near[..., :end, :], [*lead, (0, n - end), (0, 0)]) + jnp.pad(
+        far, [*lead, (start, 0), (0, 0)]
+    )
     displacement = (jnp.sum(near**2, axis=(-2, -1)) + jnp.sum(far**2, axis=(-2, -1))) / (n + k)
     return jnp.concatenate([shift, near[..., end:, :]], axis=-2), displacement
 
@@ -236,7 +238,9 @@ def points_from_surface(
         positions=jnp.asarray(positions, jnp.float32),
         features=jnp.asarray(features, jnp.float32),
         # 1e-5: coincident samples would otherwise have scale zero, whose log is -inf.
-        log_scales=jnp.asarray(np.repeat(np.log(np.maximum(distance, 1e-5))[:, None], 3, axis=1), jnp.float32),
+        log_scales=jnp.asarray(
+            np.repeat(np.log(np.maximum(distance, 1e-5))[:, None], 3, axis=1), jnp.float32
+        ),
         quats=jnp.tile(jnp.asarray([1.0, 0.0, 0.0, 0.0]), (n, 1)),
         opacity_logits=jnp.full((n,), np.log(initial_opacity / (1.0 - initial_opacity)), jnp.float32),
         weight=jnp.asarray(weight, jnp.float32),
@@ -261,7 +265,9 @@ def sample_surface(
     dropped first, by growing a Poisson-disc radius until `count` remain.
     """
     corners = vertices[faces]
-    area = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1)
+    area = 0.5 * np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1
+    )
     rng = np.random.default_rng(seed)
     dense = 5 * count
     # Stratified in the cumulative area: already far more even than independent draws.

@@ -59,7 +59,11 @@ def to_world(points: Float[Array, "*b n 3"], pose: Pose) -> Float[Array, "*b n 3
 
 def to_canonical(points: Float[Array, "*b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
     """The inverse of `to_world`."""
-    return (points - pose.translation[..., None, :]) @ axis_angle_to_matrix(pose.rotation) / pose.scale[..., None, None]
+    return (
+        (points - pose.translation[..., None, :])
+        @ axis_angle_to_matrix(pose.rotation)
+        / pose.scale[..., None, None]
+    )
 
 
 def to_camera(points: Float[Array, "*b n 3"], camera: Camera) -> Float[Array, "*b n 3"]:
@@ -76,7 +80,13 @@ def to_pixels(points: Float[Array, "*b n 3"], camera: Camera) -> Float[Array, "*
 
 
 def to_clip(
-    points: Float[Array, "*b n 3"], camera: Camera, *, width: int, height: int, near: float = 0.1, far: float = 100.0
+    points: Float[Array, "*b n 3"],
+    camera: Camera,
+    *,
+    width: int,
+    height: int,
+    near: float = 0.1,
+    far: float = 100.0,
 ) -> Float[Array, "*b n 4"]:
     """World points to clip space for `rasterize_mesh`: visible where -w <= x, y, z <= w, +y at the top row.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,30 @@ import numpy as np
 import optax
 import trimesh
 from flax import nnx
-from gphm_kernels import grid_vertices, marching_tetrahedra
 from jaxtyping import Array, Bool, Float, Int
 
 from gphm_jax.geometry import to_world
-from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig, bounded_code, expression_weight, positional_encoding
+from gphm_jax.nets import (
+    MLP,
+    HeadNetworks,
+    NetworkConfig,
+    bounded_code,
+    expression_weight,
+    positional_encoding,
+)
 from gphm_jax.types import Batch, Mesh, Pose, pytree
+from gphm_kernels import grid_vertices, marching_tetrahedra
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuideConfig:
     """The canonical grid and the motion regions. Lengths in head lengths."""
 
-    resolution: tuple[int, int, int] = (128, 128, 128)  # cells a side; the paper's "256" grid counts half cells
+    resolution: tuple[int, int, int] = (
+        128,
+        128,
+        128,
+    )  # cells a side; the paper's "256" grid counts half cells
     box_min: tuple[float, float, float] = (-1.3, -1.35, -1.1)
     box_max: tuple[float, float, float] = (1.3, 0.95, 1.1)
     max_vertices: int = 200_000
@@ -83,7 +95,11 @@ class GuideModel(nnx.Module):
         self.config = config
         self.octaves = networks.octaves
         self.mean = MLP(
-            3 + 6 * networks.octaves, 1 + networks.feature_dim, width=networks.width, depth=networks.depth, rngs=rngs
+            3 + 6 * networks.octaves,
+            1 + networks.feature_dim,
+            width=networks.width,
+            depth=networks.depth,
+            rngs=rngs,
         )
         self.networks = HeadNetworks(networks, face_size=face_size, nonface_size=nonface_size, rngs=rngs)
         self.subjects = Subjects(num_identities, num_frames, networks.identity_dim, rngs=rngs)
@@ -185,15 +201,13 @@ def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, see
     Adam on random grid vertices, half of them drawn near the surface, where the sign matters.
     """
     grid = guide.grid()
-    near = np.flatnonzero(np.abs(np.asarray(sdf)) < 0.1)
-    if near.size == 0:
-        near = np.arange(sdf.size)
-    near = jnp.asarray(near)
-    graphdef, params, rest = nnx.split(guide, nnx.PathContains("mean"), ...)
+    close_rows = np.flatnonzero(np.abs(np.asarray(sdf)) < 0.1)
+    near = jnp.asarray(close_rows if close_rows.size else np.arange(sdf.size))
+    graphdef, params, rest = nnx.split(guide, nnx.PathContains("mean"), ...)  # type: ignore[misc]  # stubs lose the count
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps, 0.02))
 
     @jax.jit
-    def step(params, state, key):
+    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
         uniform, close = jax.random.split(key)
         rows = jnp.concatenate(
             [
@@ -202,14 +216,14 @@ def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, see
             ]
         )
 
-        def loss(params):
+        def loss(params: Any) -> jax.Array:
             return jnp.mean(jnp.abs(nnx.merge(graphdef, params, rest).field(grid[rows])[0] - sdf[rows]))
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, value
 
-    state, value = optimizer.init(params), jnp.inf
+    state, value = optimizer.init(params), jnp.asarray(jnp.inf)
     for key in jax.random.split(jax.random.key(seed), steps):
         params, state, value = step(params, state, key)
     nnx.update(guide, params)

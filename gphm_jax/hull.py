@@ -12,9 +12,7 @@ from gphm_jax.data.layout import rotation_matrix
 from gphm_jax.types import Batch
 
 
-def visual_hull(
-    batches: Iterable[Batch], grid: Float[np.ndarray, "x y z 3"]
-) -> Float[np.ndarray, "x y z"]:
+def visual_hull(batches: Iterable[Batch], grid: Float[np.ndarray, "x y z 3"]) -> Float[np.ndarray, "x y z"]:
     """Signed distance (positive inside) of the hull that half of the frames agree on; canonical space.
 
     A grid vertex is inside a frame's hull when every camera that sees it sees the mask there, and at least
@@ -24,8 +22,8 @@ def visual_hull(
     votes, frames = np.zeros(len(points)), 0
     for batch in batches:
         for i, f in np.ndindex(*batch.image.shape[:2]):
-            rotation = rotation_matrix(batch.pose.rotation[i, f]) * batch.pose.scale[i, f]
-            world = points @ rotation.T + batch.pose.translation[i, f]
+            rotation = rotation_matrix(np.asarray(batch.pose.rotation[i, f])) * float(batch.pose.scale[i, f])
+            world = points @ rotation.T + np.asarray(batch.pose.translation[i, f])
             seen, carved = np.zeros(len(points), int), np.zeros(len(points), bool)
             for v in range(batch.image.shape[2]):
                 visible, covered = _look(world, batch, (i, f, v))
@@ -34,7 +32,10 @@ def visual_hull(
             votes += (seen >= 2) & ~carved
             frames += 1
     inside = (votes > 0.5 * frames).reshape(grid.shape[:3])
-    spacing = [float(np.linalg.norm(np.diff(np.take(grid, [0, 1], axis=a), axis=a).reshape(-1, 3)[0])) for a in range(3)]
+    spacing = [
+        float(np.linalg.norm(np.diff(np.take(grid, [0, 1], axis=a), axis=a).reshape(-1, 3)[0]))
+        for a in range(3)
+    ]
     outer = distance_transform_edt(~inside, spacing)
     inner = distance_transform_edt(inside, spacing)
     return (inner - outer).astype(np.float32)
@@ -46,7 +47,7 @@ def _look(world: np.ndarray, batch: Batch, index: tuple[int, int, int]) -> tuple
     local = world @ matrix[:3, :3].T + matrix[:3, 3]
     pixels = local @ np.asarray(batch.camera.intrinsics[index], np.float64).T
     depth = np.maximum(pixels[:, 2], 1e-6)
-    mask = batch.mask[index]
+    mask = np.asarray(batch.mask[index])
     x, y = (pixels[:, :2] / depth[:, None]).T
     visible = (pixels[:, 2] > 1e-3) & (x >= 0) & (x < mask.shape[1]) & (y >= 0) & (y < mask.shape[0])
     column, row = (np.clip(c, 0, n - 1).astype(int) for c, n in ((x, mask.shape[1]), (y, mask.shape[0])))

@@ -47,8 +47,9 @@ def run(
     settings = observer.settings
     with observer.log.progress(observer.stage, start=done, total=steps) as bar:
         since = time.perf_counter()
-        for done, batch in enumerate(batches, start=done + 1):
+        for batch in batches:
             state, scalars = step(state, batch, perceptual)
+            done += 1
             saves = done == steps or done % settings.checkpoint_every == 0
             if saves or done % settings.every == 0:
                 values = {name: float(value) for name, value in jax.device_get(scalars).items()}

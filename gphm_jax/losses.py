@@ -29,7 +29,9 @@ def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> F
     return jnp.where(empty, 0.0, 1.0 - intersection / jnp.where(empty, 1.0, union))
 
 
-def landmark_distance(predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"]) -> Float[Array, "*b"]:
+def landmark_distance(
+    predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"]
+) -> Float[Array, "*b"]:
     """Mean squared distance of deformed, posed landmarks to the fitted ones, world space (eq. 15)."""
     return jnp.mean(jnp.sum((predicted - fitted) ** 2, axis=-1), axis=-1)
 
@@ -41,7 +43,9 @@ def laplacian(vertices: Float[Array, "*b n 3"], faces: Int[Array, "m 3"]) -> Flo
     vertices without a neighbour are left out of the mean.
     """
     n = vertices.shape[-2]
-    real = ((faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0]))[:, None]
+    real = ((faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0]))[
+        :, None
+    ]
     flat = vertices.reshape(-1, n, 3)
     rows = jnp.moveaxis(flat, 0, 1).reshape(n, -1)  # one scatter for the whole batch
     corners = rows[faces]  # [m 3 b*3]
@@ -73,7 +77,9 @@ def face_weight(
     rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])
     inside = rows[..., :, None] & columns[..., None, :]
     forward = axis_angle_to_matrix(pose.rotation)[..., :, 2]  # the face's direction in the world
-    center = -jnp.einsum("...ji,...j->...i", camera.world_to_camera[..., :3, :3], camera.world_to_camera[..., :3, 3])
+    center = -jnp.einsum(
+        "...ji,...j->...i", camera.world_to_camera[..., :3, :3], camera.world_to_camera[..., :3, 3]
+    )
     to_eye = center - jnp.mean(landmarks, axis=-2)
     facing = jnp.sum(forward * to_eye, axis=-1) > 0.2 * jnp.linalg.norm(to_eye, axis=-1)  # within 78 degrees
     return jnp.where(inside & facing[..., None, None], gain, 1.0)

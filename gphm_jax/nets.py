@@ -8,6 +8,7 @@ the arithmetic.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -31,7 +32,9 @@ class NetworkConfig:
     octaves: int = 4  # positional encoding of f_mean, inferred
     encoder_widths: tuple[int, ...] = (32, 64, 128, 256)
     refine_widths: tuple[int, int, int] = (32, 64, 128)  # the U-Net's three resolutions
-    refine_patch: int = 1  # pixels a side folded into channels in front of the U-Net; > 1 trades sharpness for speed
+    refine_patch: int = (
+        1  # pixels a side folded into channels in front of the U-Net; > 1 trades sharpness for speed
+    )
     dynamics_width: int = 32  # f_dyn, the tiny network of the fitting
 
 
@@ -60,20 +63,28 @@ class MLP(nnx.Module):
         init = nnx.initializers.he_normal()
         sizes = [features_in] + [width] * depth
         self.hidden = nnx.List(
-            [nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+            [
+                nnx.Linear(a, b, kernel_init=init, rngs=rngs)
+                for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
         )
         self.code = nnx.Linear(code_dim, width, use_bias=False, rngs=rngs) if code_dim else None
         last_init = nnx.initializers.zeros_init() if zero_last else nnx.initializers.lecun_normal()
         self.last = nnx.Linear(sizes[-1], features_out, kernel_init=last_init, rngs=rngs)
 
-    def __call__(self, h: Float[Array, "*b n d"], z: Float[Array, "*c z"] | None = None) -> Float[Array, "*o n e"]:
+    def __call__(
+        self, h: Float[Array, "*b n d"], z: Float[Array, "*c z"] | None = None
+    ) -> Float[Array, "*o n e"]:
         """Maps features `h`; a code `z` is shared by all n points, and its batch axes broadcast with h's."""
         h = self.hidden[0](h)
         if self.code is not None:
+            assert z is not None, "this network sees a code"
             product = self.code(z)
             rank = max(h.ndim, product.ndim + 1)
             h = h.reshape((1,) * (rank - h.ndim) + h.shape)
-            h = h + product.reshape((1,) * (rank - product.ndim - 1) + product.shape[:-1] + (1, product.shape[-1]))
+            h = h + product.reshape(
+                (1,) * (rank - product.ndim - 1) + product.shape[:-1] + (1, product.shape[-1])
+            )
         h = nnx.relu(h)
         for layer in self.hidden[1:]:
             h = nnx.relu(layer(h))
@@ -94,7 +105,9 @@ class Encoder(nnx.Module):
                 norms.append(nnx.GroupNorm(b, num_groups=8, rngs=rngs))
         self.convolutions, self.norms = nnx.List(convolutions), nnx.List(norms)
         flat = (image_size // 2 ** len(widths)) ** 2 * widths[-1]
-        self.head = nnx.List([nnx.Linear(flat, 2 * code_dim, rngs=rngs), nnx.Linear(2 * code_dim, code_dim, rngs=rngs)])
+        self.head = nnx.List(
+            [nnx.Linear(flat, 2 * code_dim, rngs=rngs), nnx.Linear(2 * code_dim, code_dim, rngs=rngs)]
+        )
 
     def __call__(self, image: Float[Array, "*b s s 3"]) -> Float[Array, "*b z"]:
         batch = image.shape[:-3]
@@ -137,7 +150,9 @@ class UNet(nnx.Module):
         self.enter = conv(channels * patch * patch, w0, kernel)
         self.down1, self.down2 = conv(w0, w1, stride=2), conv(w1, w2, stride=2)
         self.up2, self.up1 = conv(w2 + w1, w1), conv(w1 + w0, w0)
-        self.leave = nnx.Conv(w0, 3 * patch * patch, (3, 3), kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.leave = nnx.Conv(
+            w0, 3 * patch * patch, (3, 3), kernel_init=nnx.initializers.zeros_init(), rngs=rngs
+        )
 
     def __call__(self, features: Float[Array, "*b h w c"]) -> Float[Array, "*b h w 3"]:
         batch, (height, width, _) = features.shape[:-3], features.shape[-3:]
@@ -167,18 +182,22 @@ class HeadNetworks(nnx.Module):
     """What both head models share, and carry from the guide to the Gaussians."""
 
     def __init__(self, config: NetworkConfig, *, face_size: int, nonface_size: int, rngs: nnx.Rngs):
-        size = {"width": config.width, "depth": config.depth, "rngs": rngs}
         d = config.feature_dim
+        point_mlp = functools.partial(MLP, width=config.width, depth=config.depth, rngs=rngs)
         self.injection = MLP(
             d, d, width=config.width, depth=config.injection_depth, code_dim=config.identity_dim, rngs=rngs
         )
-        self.identity = MLP(d, 3, zero_last=True, **size)
-        self.expression = MLP(d, 3, code_dim=config.expression_dim, zero_last=True, **size)
-        self.motion = MLP(d, 3, code_dim=config.expression_dim, zero_last=True, **size)
-        self.color = MLP(d, NUM_CHANNELS, **size)
+        self.identity = point_mlp(d, 3, zero_last=True)
+        self.expression = point_mlp(d, 3, code_dim=config.expression_dim, zero_last=True)
+        self.motion = point_mlp(d, 3, code_dim=config.expression_dim, zero_last=True)
+        self.color = point_mlp(d, NUM_CHANNELS)
         widths = config.encoder_widths
-        self.expression_encoder = Encoder(config.expression_dim, image_size=face_size, widths=widths, rngs=rngs)
-        self.motion_encoder = Encoder(config.expression_dim, image_size=nonface_size, widths=widths, rngs=rngs)
+        self.expression_encoder = Encoder(
+            config.expression_dim, image_size=face_size, widths=widths, rngs=rngs
+        )
+        self.motion_encoder = Encoder(
+            config.expression_dim, image_size=nonface_size, widths=widths, rngs=rngs
+        )
         self.refine = UNet(
             channels=NUM_CHANNELS, widths=config.refine_widths, patch=config.refine_patch, rngs=rngs
         )

@@ -85,4 +85,6 @@ def adam(rates: Rates, schedule: Schedule, *, steps: int, frozen: frozenset[str]
             if field.name in frozen
             else optax.adam(lambda step, rate=rate: rate * scale(step), eps=1e-15)
         )
-    return optax.partition(groups, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: group_of(p), params))
+    return optax.partition(
+        groups, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: group_of(p), params)
+    )

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from gphm_kernels import antialias, interpolate, rasterize_mesh, splat
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from gphm_jax.geometry import to_clip
 from gphm_jax.sharding import BATCH_AXES
 from gphm_jax.types import Camera, Mesh, Splats
+from gphm_kernels import antialias, interpolate, rasterize_mesh, splat
 
 WHITE = 1.0  # the background, in every feature channel
 
@@ -94,7 +94,8 @@ def _per_device(
     @functools.wraps(function)
     def divided(*arguments: object) -> Image:
         specs = tuple(
-            PartitionSpec() if index in replicated else PartitionSpec(BATCH_AXES) for index in range(len(arguments))
+            PartitionSpec() if index in replicated else PartitionSpec(BATCH_AXES)
+            for index in range(len(arguments))
         )
         run = jax.shard_map(function, mesh=devices, in_specs=specs, out_specs=PartitionSpec(BATCH_AXES))
         return run(*arguments)

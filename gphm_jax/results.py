@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from gphm_jax import report, runtime
+from gphm_jax import runtime
 from gphm_jax.data.layout import Selection
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.evaluation import evaluate
@@ -21,6 +20,7 @@ from gphm_jax.run import Run
 from gphm_jax.stages import Stage, make_renderer
 from gphm_jax.state import TrainState
 from gphm_jax.step import LossWeights, StepContext
+from gphm_jax.training_report import write_training_report
 
 GRID_ROWS = 6  # samples of a grid
 QUICK_FRAMES = 8  # held-out frames behind the figures of a stage that is not the last
@@ -34,14 +34,20 @@ def sample_drawer(run: Run, stage: Stage, graphdef: Any) -> Callable[[TrainState
             return
         render = renderer(run, stage, graphdef, state)
         columns: dict[str, list[np.ndarray]] = {"truth": [], "coarse": [], "fine": [], "alpha": []}
-        for picks in (spread(run.footage.training, GRID_ROWS // 2), spread(run.footage.held_out, GRID_ROWS // 2)):
+        for picks in (
+            spread(run.footage.training, GRID_ROWS // 2),
+            spread(run.footage.held_out, GRID_ROWS // 2),
+        ):
             # One view of each frame, another for each row, so that the rows show all sides.
             chosen = [
-                dataclasses.replace(item, views=(item.views[(2 * n + 1) % len(item.views)],)) for n, item in enumerate(picks)
+                dataclasses.replace(item, views=(item.views[(2 * n + 1) % len(item.views)],))
+                for n, item in enumerate(picks)
             ]
             for _, batch in evaluation_batches(run.footage.pixels, chosen, references=run.footage.training):
                 picture = render(batch)
-                for name, image in zip(columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True):
+                for name, image in zip(
+                    columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True
+                ):
                     columns[name].append(np.clip(np.asarray(image)[0, 0, 0], 0.0, 1.0))
         run.log.images(stage.name, step, {name: np.stack(images) for name, images in columns.items()})
 
@@ -56,7 +62,11 @@ def stage_figures(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> d
     if not runtime.is_leader() or not side:
         return figures
     values = evaluate(
-        renderer(run, stage, graphdef, state), run.footage.pixels, side, run.footage.training, lpips_weights={}
+        renderer(run, stage, graphdef, state),
+        run.footage.pixels,
+        side,
+        run.footage.training,
+        lpips_weights={},
     )
     return figures | {"psnr": values["psnr"], "psnr_coarse": values["psnr_coarse"]}
 
@@ -81,62 +91,23 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
             progress=lambda items, total: tqdm(items, desc="held-out cameras", total=total, unit="frame"),
         )
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes()
-    write_run_report(run, figures)
+    dataset = run.footage.dataset
+    data = f"{len(dataset.identities)} identities, {dataset.num_images} images"
+    write_training_report(run.workdir.path, figures, data=data)
     run.workdir.finish(figures)
 
 
 def renderer(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> Callable[..., Any]:
     """A compiled renderer of the state as it is now."""
-    return make_renderer(stage, graphdef, state, StepContext(weights=LossWeights(), backend=run.settings.backend))
+    return make_renderer(
+        stage, graphdef, state, StepContext(weights=LossWeights(), backend=run.settings.backend)
+    )
 
 
 def spread(items: Sequence[Selection], count: int) -> list[Selection]:
     """Up to `count` items, evenly spaced, so that they come from different identities and expressions."""
     if not items:
         return []
-    return [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})]
-
-
-def write_run_report(run: Run, figures: dict[str, Any]) -> None:
-    """report.html of a training run."""
-    rows = read_metrics(run.workdir.path)
-    views = figures.get("heldout_views", {})
-    sections = []
-    if views:
-        names = {
-            "psnr": "PSNR, held-out cameras (dB)",
-            "psnr_mask": "inside the mask (dB)",
-            "psnr_coarse": "before refinement (dB)",
-            "nearest_view_psnr": "nearest training view (dB)",
-            "lpips_vgg": "LPIPS (VGG)",
-        }
-        sections.append(
-            report.Section(
-                heading="Held-out cameras",
-                items=[
-                    report.Figures(items=[(f"{views[name]:.2f}", text) for name, text in names.items() if name in views]),
-                    report.Table(header=("figure", "mean"), rows=[(k, round(v, 4)) for k, v in views.items()]),
-                ],
-            )
-        )
-    for stage, title in (("stage1", "Stage 1: the guide"), ("stage2", "Stage 2: Gaussians")):
-        mine = [row for row in rows if row["stage"] == stage]
-        grids = sorted((run.workdir.path / "images").glob(f"{stage}_*.png"))
-        if not mine:
-            continue
-        items: list[Any] = []
-        if grids:
-            items.append(report.Picture(image=grids[-1], caption="Truth, coarse, fine and alpha; the lower half are held-out cameras."))
-        items.append(report.Charts(charts=report.charts_of(mine)))
-        figure = figures[stage]
-        items.insert(0, report.Note(text=f"{figure['steps']} steps in {figure['seconds'] / 60:.1f} minutes."))
-        sections.append(report.Section(heading=title, items=items))
-    settings = json.loads((run.workdir.path / "config.json").read_text())
-    sections.append(report.Section(heading="Settings", items=[report.settings_table(settings)], folded=True))
-    report.write_report(
-        run.workdir.path / "report.html",
-        title=f"Head model {figures['config']}",
-        subtitle=f"{len(run.footage.dataset.identities)} identities, {run.footage.dataset.num_images} images, "
-        f"{figures['device']}, peak memory {figures['peak_memory_bytes'] / 2**30:.1f} GiB",
-        sections=sections,
-    )
+    return [
+        items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})
+    ]

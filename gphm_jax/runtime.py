@@ -13,7 +13,9 @@ from absl import flags, logging
 
 from gphm_jax.errors import InputError
 
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; set on every process of a cluster run")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; set on every process of a cluster run"
+)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "number of processes of a cluster run", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", 0, "this process's number, from 0", lower_bound=0)
 
@@ -23,8 +25,12 @@ def start() -> None:
     logging.set_verbosity(logging.INFO)
     # JAX and Orbax tell every internal step at INFO; their warnings and errors stay.
     stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
-    logging.get_absl_handler().addFilter(lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname)
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "gphm_jax" / "xla"
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname
+    )
+    cache = (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "gphm_jax" / "xla"
+    )
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if _COORDINATOR.value is None:
@@ -34,7 +40,9 @@ def start() -> None:
     if _PROCESS.value >= _PROCESSES.value:
         raise InputError(f"--process={_PROCESS.value} is not below --processes={_PROCESSES.value}")
     jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    logging.info("process %d of %d, %d devices in all", jax.process_index(), jax.process_count(), jax.device_count())
+    logging.info(
+        "process %d of %d, %d devices in all", jax.process_index(), jax.process_count(), jax.device_count()
+    )
 
 
 def is_leader() -> bool:

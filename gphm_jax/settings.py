@@ -103,12 +103,14 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "confi
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{where}.{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+            hint = (
+                f"did you mean '{where}.{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
+            )
             raise InputError(f"unknown key '{where}.{key}': {hint}")
     missing = sorted(known - set(values))
     if missing:
         raise InputError(f"missing key '{where}.{missing[0]}'")
-    fields = {}
+    fields: dict[str, Any] = {}
     for key, value in values.items():
         hint = hints[key]
         if dataclasses.is_dataclass(hint):

@@ -19,7 +19,16 @@ from gphm_jax.errors import InputError
 
 BATCH_AXES = ("data", "fsdp")
 POINT_ARRAYS = frozenset(
-    ["positions", "features", "log_scales", "quats", "opacity_logits", "landmarks", "landmark_features", "weight"]
+    [
+        "positions",
+        "features",
+        "log_scales",
+        "quats",
+        "opacity_logits",
+        "landmarks",
+        "landmark_features",
+        "weight",
+    ]
 )
 MIN_SHARDED_SIZE = 2**12  # smaller arrays cost more to gather than to keep
 
@@ -74,4 +83,6 @@ def place_state(mesh: Mesh, state: Any) -> Any:
 def global_batch(mesh: Mesh) -> Callable[[Any], Any]:
     """Makes a global array of each process's own rows of a batch."""
     sharding = batch_sharding(mesh)
-    return lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    return lambda batch: jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+    )

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from gphm_jax.errors import InputError, TrainingError
 from gphm_jax.gaussians import GaussianModel, MotionRegions, Points, transfer
 from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf, initialize_sdf
 from gphm_jax.hull import visual_hull
 from gphm_jax.settings import Settings, from_mapping
-from gphm_jax.state import Checkpoints, TrainState, abstract_like, create_state
+from gphm_jax.state import Checkpoints, TrainState, split_model
 from gphm_jax.step import (
     LossFunction,
     StepContext,
@@ -82,7 +82,9 @@ def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[
         shape = tuple(n + 1 for n in settings.guide.resolution)
         sdf = jnp.asarray(visual_hull(mask_batches, np.asarray(grid).reshape(*shape, 3)).reshape(-1))
         if not (jnp.any(sdf > 0) and jnp.any(sdf < 0)):
-            raise InputError("the masks' visual hull is empty: check masks and cameras, or set start.sdf=ellipsoid")
+            raise InputError(
+                "the masks' visual hull is empty: check masks and cameras, or set start.sdf=ellipsoid"
+            )
     else:
         raise InputError(f"config.start.sdf='{settings.start.sdf}': choose ellipsoid or hull")
     return initialize_sdf(guide, sdf, steps=settings.start.sdf_steps, seed=settings.seed)
@@ -168,11 +170,13 @@ def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str
     """The trained Gaussian model of a workdir, with its settings and description."""
     folder = workdir / "checkpoints" / "stage2"
     if not folder.is_dir():
-        raise InputError(f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first")
+        raise InputError(
+            f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first"
+        )
     checkpoints = Checkpoints(folder)
     meta = checkpoints.meta()
     model = rebuild_gaussians(meta)
-    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
+    graphdef, params, fixed = split_model(model)
     restored = checkpoints.restore_model(params, fixed)
     checkpoints.close()
     return nnx.merge(graphdef, *restored), from_mapping(Settings, meta["settings"]), meta

@@ -27,7 +27,8 @@ class TrainState:
 
 def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:
     """(graph definition, trainable parameters, fixed state) of a module."""
-    return nnx.split(model, nnx.Param, ...)
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]  # the stubs lose the count
+    return graphdef, params, fixed
 
 
 def create_state(model: nnx.Module, optimizer: Any) -> tuple[Any, TrainState]:
@@ -94,7 +95,9 @@ class Checkpoints:
     def _restore(self, **items: Any) -> Any:
         step = self.latest()
         if step is None:
-            raise InputError(f"no checkpoint in {self._manager.directory}: train it first, or name another workdir")
+            raise InputError(
+                f"no checkpoint in {self._manager.directory}: train it first, or name another workdir"
+            )
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
 

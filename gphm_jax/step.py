@@ -56,7 +56,12 @@ def render_guide(model: GuideModel, batch: Batch, context: StepContext) -> tuple
     output = model(batch)
     height, width = batch.image.shape[-3:-1]
     features, alpha = render_mesh(
-        output.mesh, batch.camera, height=height, width=width, backend=context.backend, devices=context.devices
+        output.mesh,
+        batch.camera,
+        height=height,
+        width=width,
+        backend=context.backend,
+        devices=context.devices,
     )
     return Render(features=features, alpha=alpha, fine=model.networks.refine(features)), output
 
@@ -66,7 +71,12 @@ def render_gaussians(model: GaussianModel, batch: Batch, context: StepContext) -
     output = model(batch)
     height, width = batch.image.shape[-3:-1]
     features, alpha = render_splats(
-        output.splats, batch.camera, height=height, width=width, backend=context.backend, devices=context.devices
+        output.splats,
+        batch.camera,
+        height=height,
+        width=width,
+        backend=context.backend,
+        devices=context.devices,
     )
     return Render(features=features, alpha=alpha, fine=model.networks.refine(features)), output
 
@@ -162,7 +172,9 @@ def make_step(
     return step
 
 
-def compile_step(step: Callable[..., Any], state: TrainState, devices: jax.sharding.Mesh | None) -> Callable[..., Any]:
+def compile_step(
+    step: Callable[..., Any], state: TrainState, devices: jax.sharding.Mesh | None
+) -> Callable[..., Any]:
     """`jax.jit` (pjit) of a step: the state in its shardings and donated, the batch divided over all devices."""
     if devices is None:
         return jax.jit(step, donate_argnums=0)

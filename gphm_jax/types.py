@@ -24,7 +24,7 @@ NUM_CHANNELS = 32  # rendered feature channels; 0..2 are RGB
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def pytree(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass that JAX sees as a pytree of all its fields."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))

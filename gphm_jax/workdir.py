@@ -33,7 +33,9 @@ class Workdir:
             try:
                 found = json.loads(config.read_text())
             except json.JSONDecodeError as error:
-                raise InputError(f"{config} is not JSON ({error}): restore it or use another --workdir") from error
+                raise InputError(
+                    f"{config} is not JSON ({error}): restore it or use another --workdir"
+                ) from error
             key = _difference(found, wanted)
             if key is not None:
                 raise InputError(
@@ -43,7 +45,9 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             write_json(config, wanted)
         except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror}): choose a writable --workdir") from error
+            raise InputError(
+                f"cannot write {path} ({error.strerror}): choose a writable --workdir"
+            ) from error
         return cls(path)
 
     def checkpoints(self, stage: str) -> pathlib.Path:

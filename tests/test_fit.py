@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dataset_fixture import LANDMARKS, write_dataset
+from dataset_fixture import write_dataset
 from flax import nnx
+from prior_fixture import SETTINGS, make_prior, save_prior, toy_spec
 
 from configs.fit import get_config
-from gphm_jax.avatar import AvatarSpec, bake
+from gphm_jax.avatar import bake
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.errors import InputError
 from gphm_jax.fit_footage import open_fit_footage
@@ -30,65 +31,10 @@ from gphm_jax.fitting import (
     identity_step,
     visibility,
 )
-from gphm_jax.gaussians import GaussianModel, points_from_surface
-from gphm_jax.guide import ellipsoid_mesh
-from gphm_jax.nets import NetworkConfig
-from gphm_jax.optim import Rates, Schedule, adam
-from gphm_jax.settings import DataSettings, Settings, from_mapping
-from gphm_jax.stages import Subject, describe
-from gphm_jax.state import Checkpoints, create_state
+from gphm_jax.optim import Rates
+from gphm_jax.settings import from_mapping
 
 ROOT = pathlib.Path(__file__).parent.parent
-NETWORKS = NetworkConfig(
-    width=16, depth=1, injection_depth=1, feature_dim=8, identity_dim=4, expression_dim=8,
-    encoder_widths=(8, 8), refine_widths=(8, 8, 8), refine_patch=2, dynamics_width=8,
-)  # fmt: skip
-SETTINGS = Settings(
-    preset="toy", data=DataSettings(image_size=32, face_size=16, nonface_size=16), networks=NETWORKS
-)
-
-
-def make_prior() -> tuple[GaussianModel, Subject]:
-    """A ball of 300 splats with untrained networks, but for last layers that start at zero: these are stirred."""
-    vertices, faces = ellipsoid_mesh(np.zeros(3), np.full(3, 0.5), subdivisions=3)
-    rng = np.random.default_rng(0)
-    points, regions = points_from_surface(
-        vertices, faces, rng.standard_normal((len(vertices), NETWORKS.feature_dim)).astype(np.float32),
-        landmarks=LANDMARKS, landmark_features=rng.standard_normal((5, 8)).astype(np.float32),
-        num_splats=300, initial_opacity=0.9, region=(0.15, 0.25), seed=0,
-    )  # fmt: skip
-    subject = Subject(identities=("a", "b", "c"), num_frames=3, landmarks=LANDMARKS)
-    build = nnx.jit(  # one compilation, not one an array
-        lambda points: GaussianModel(
-            points,
-            regions,
-            NETWORKS,
-            num_identities=3,
-            num_frames=3,
-            face_size=16,
-            nonface_size=16,
-            rngs=nnx.Rngs(0),
-        )
-    )
-    return build(points), subject
-
-
-def toy_spec(prior: GaussianModel) -> AvatarSpec:
-    """The structure of an avatar baked from the prior."""
-    return AvatarSpec(
-        networks=NETWORKS, num_splats=300, **dataclasses.asdict(prior.regions),
-        image_size=32, face_size=16, nonface_size=16,
-    )  # fmt: skip
-
-
-def save_prior(workdir: pathlib.Path) -> GaussianModel:
-    """Writes the prior as a finished training run would."""
-    model, subject = make_prior()
-    _, state = create_state(model, adam(Rates(), Schedule(), steps=1))
-    checkpoints = Checkpoints(workdir / "checkpoints" / "stage2")
-    checkpoints.save(state, describe(model, SETTINGS, subject))
-    checkpoints.close()
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +163,8 @@ def test_every_preset_is_a_whole_configuration(preset):
 def toy(footage_dir):
     """(footage, prior, frame codes) in this process."""
     footage = toy_footage(footage_dir)
-    prior = stirred(make_prior()[0])
+    prior = make_prior()[0]
     return footage, prior, encode_frames(prior.networks, footage.pixels, footage.driven)
-
-
-def stirred(model):
-    """A model whose every parameter is a little off its start, so that no last layer is zero."""
-    rng = np.random.default_rng(3)
-
-    def stir(x):
-        return jnp.asarray(np.asarray(x) + 0.02 * rng.standard_normal(x.shape).astype(np.float32))
-
-    nnx.update(model, jax.tree.map(stir, nnx.state(model, nnx.Param)))
-    return model
 
 
 def test_codes_are_those_of_each_frame(toy):

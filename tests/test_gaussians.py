@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
-from tests.tiny_models import CENTER, RADII, batch, gaussian_model, landmarks
 
 from gphm_jax.gaussians import points_from_surface, regional_displacement, sample_surface
 from gphm_jax.guide import ellipsoid_mesh
+from tests.tiny_models import CENTER, RADII, batch, gaussian_model, landmarks
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def test_points_start_as_the_transfer_asks():
 def test_regions_leave_out_only_zeros(model):
     codes = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 2, 4)), jnp.float32)
     h = model.neutral(model.subjects.identity_code(jnp.arange(2))).features
-    shift, squared = regional_displacement(model.networks, model.regions, h, model.weight[...], codes[0], codes[1])
+    shift, squared = regional_displacement(
+        model.networks, model.regions, h, model.weight[...], codes[0], codes[1]
+    )
     weight = jnp.concatenate([model.weight[...], jnp.ones(5)])
     expression, motion = model.networks.displacement(h, codes[0], codes[1], weight)
     assert float(jnp.abs(expression).max()) > 1e-3 and float(jnp.abs(motion).max()) > 1e-3
@@ -63,12 +65,15 @@ def test_regions_leave_out_only_zeros(model):
 def test_head_pose_moves_splats_rigidly(model):
     still = batch()
     zero = dataclasses.replace(
-        still, pose=dataclasses.replace(still.pose, rotation=jnp.zeros((2, 2, 3)), translation=jnp.zeros((2, 2, 3)))
+        still,
+        pose=dataclasses.replace(still.pose, rotation=jnp.zeros((2, 2, 3)), translation=jnp.zeros((2, 2, 3))),
     )
     scaled = dataclasses.replace(still, pose=dataclasses.replace(still.pose, scale=jnp.full((2, 2), 2.0)))
     base, moved = model(zero), model(scaled)
     rotation = Rotation.from_rotvec(still.pose.rotation[1, 0]).as_matrix()
-    expected = 2.0 * np.asarray(base.splats.means[1, 0]) @ rotation.T + np.asarray(still.pose.translation[1, 0])
+    expected = 2.0 * np.asarray(base.splats.means[1, 0]) @ rotation.T + np.asarray(
+        still.pose.translation[1, 0]
+    )
     np.testing.assert_allclose(moved.splats.means[1, 0], expected, atol=1e-5)
     np.testing.assert_allclose(moved.splats.scales, 2.0 * base.splats.scales, rtol=1e-5)
     lone = Rotation.from_quat(np.asarray(base.splats.quats[1, 0])[:, [1, 2, 3, 0]]).as_matrix()

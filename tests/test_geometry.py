@@ -33,9 +33,13 @@ def test_quaternion_matches_scipy(vectors):
 def test_quaternion_product_composes_rotations(vectors):
     a, b = vectors[:6], vectors[6:12]
     with jax.enable_x64(True):
-        product = geometry.quaternion_multiply(*(geometry.axis_angle_to_quaternion(jnp.asarray(x)) for x in (a, b)))
+        product = geometry.quaternion_multiply(
+            *(geometry.axis_angle_to_quaternion(jnp.asarray(x)) for x in (a, b))
+        )
     both = (Rotation.from_rotvec(a) * Rotation.from_rotvec(b)).as_matrix()
-    np.testing.assert_allclose(Rotation.from_quat(np.asarray(product)[:, [1, 2, 3, 0]]).as_matrix(), both, atol=1e-12)
+    np.testing.assert_allclose(
+        Rotation.from_quat(np.asarray(product)[:, [1, 2, 3, 0]]).as_matrix(), both, atol=1e-12
+    )
 
 
 def test_rotation_gradient_is_finite_and_right_at_zero():

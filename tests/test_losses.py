@@ -33,7 +33,18 @@ def test_laplacian_matches_a_neighbour_loop():
     vertices = rng.normal(size=(2, 7, 3)).astype(np.float32)
     # A closed octahedron on vertices 0..5; vertex 6 is unused and the last faces are padding.
     faces = np.array(
-        [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5], [0, 0, 0], [6, 6, 6]],
+        [
+            [0, 2, 4],
+            [2, 1, 4],
+            [1, 3, 4],
+            [3, 0, 4],
+            [2, 0, 5],
+            [1, 2, 5],
+            [3, 1, 5],
+            [0, 3, 5],
+            [0, 0, 0],
+            [6, 6, 6],
+        ],
         np.int32,
     )
     expected = []
@@ -43,7 +54,9 @@ def test_laplacian_matches_a_neighbour_loop():
             neighbours = sorted({int(m) for face in faces[:8] if n in face for m in face} - {n})
             values.append(np.sum((v[neighbours].mean(axis=0) - v[n]) ** 2))
         expected.append(np.mean(values))
-    np.testing.assert_allclose(losses.laplacian(jnp.asarray(vertices), jnp.asarray(faces)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.laplacian(jnp.asarray(vertices), jnp.asarray(faces)), expected, rtol=1e-5
+    )
 
 
 def test_landmark_distance():

@@ -66,6 +66,8 @@ def test_codes_stay_in_the_unit_ball():
 def test_expression_weight_falls_between_near_and_far():
     landmarks = jnp.zeros((1, 3))
     points = jnp.array([[0.1, 0, 0], [0.2, 0, 0], [0.3, 0, 0]])
-    np.testing.assert_allclose(nets.expression_weight(points, landmarks, 0.15, 0.25), [1.0, 0.5, 0.0], atol=1e-5)
+    np.testing.assert_allclose(
+        nets.expression_weight(points, landmarks, 0.15, 0.25), [1.0, 0.5, 0.0], atol=1e-5
+    )
     gradient = jax.grad(lambda p: jnp.sum(nets.expression_weight(points, p, 0.15, 0.25)))(landmarks)
     np.testing.assert_array_equal(gradient, 0.0)

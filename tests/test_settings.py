@@ -31,14 +31,20 @@ def test_small_meets_its_minimum_sizes():
     heads = settings.synthetic
     assert heads.identities >= 8 and heads.expressions >= 6 and heads.views >= 10
     assert settings.data.image_size == 256 and settings.gaussian.num_splats >= 16_000
-    assert settings.networks.width >= 64 and settings.networks.depth == 4 and settings.networks.injection_depth == 8
+    assert (
+        settings.networks.width >= 64
+        and settings.networks.depth == 4
+        and settings.networks.injection_depth == 8
+    )
     assert settings.stage2.losses.perceptual > 0
 
 
 def test_misspelt_keys_name_the_nearest():
     values = dataclasses.asdict(Settings())
     values["stage1"]["rates"]["netwroks"] = 1.0
-    with pytest.raises(InputError, match="stage1.rates.netwroks.*did you mean 'config.stage1.rates.networks'"):
+    with pytest.raises(
+        InputError, match="stage1.rates.netwroks.*did you mean 'config.stage1.rates.networks'"
+    ):
         from_mapping(Settings, values)
     values = dataclasses.asdict(Settings())
     values["stage1"]["steps"] = "many"

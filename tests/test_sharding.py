@@ -7,16 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests import tiny_models
 
 from gphm_jax.errors import InputError
 from gphm_jax.sharding import batch_sharding, device_mesh, state_sharding
 from gphm_jax.state import create_state
 from gphm_jax.step import LossWeights, StepContext, compile_step, gaussian_losses, guide_losses, make_step
+from tests import tiny_models
 
 WEIGHTS = LossWeights(silhouette=0.1, laplacian=1.0, perceptual=0.0, face_gain=2.0)
 CASES = {
-    "stage1": (lambda: tiny_models.guide_model(identities=8, frames=8), guide_losses, {"frames": 1, "views": 2}),
+    "stage1": (
+        lambda: tiny_models.guide_model(identities=8, frames=8),
+        guide_losses,
+        {"frames": 1, "views": 2},
+    ),
     "stage2": (lambda: tiny_models.gaussian_model(identities=8, frames=16), gaussian_losses, {"frames": 2}),
 }
 
@@ -62,7 +66,9 @@ def test_eight_devices_equal_one(case, fsdp):
     assert not pictures, pictures
     points = getattr(model, "positions", None)
     if points is not None:
-        assert not [shape for shape in gathered if f",{points.shape[0]}," in shape or f"[{points.shape[0]}," in shape]
+        assert not [
+            shape for shape in gathered if f",{points.shape[0]}," in shape or f"[{points.shape[0]}," in shape
+        ]
 
 
 def test_device_mesh_wants_a_divisor():

@@ -1,6 +1,5 @@
 """Training end to end on the tiny preset: it learns, resumes to the same bits, and stops in one line when it must."""
 
-import dataclasses
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,7 +22,12 @@ def train(*arguments, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -50,7 +53,16 @@ def test_tiny_lowers_its_losses_and_reports(runs):
     figures = json.loads((workdir / "metrics.json").read_text())
     assert figures["config"] == "gaussian:tiny"
     assert figures["stage2"]["steps"] == 20 and figures["stage2"]["seconds"] > 0
-    for key in ("psnr", "psnr_mask", "ssim", "lpips_vgg", "lpips_alex", "count", "nearest_view_psnr", "mean_image_psnr"):
+    for key in (
+        "psnr",
+        "psnr_mask",
+        "ssim",
+        "lpips_vgg",
+        "lpips_alex",
+        "count",
+        "nearest_view_psnr",
+        "mean_image_psnr",
+    ):
         assert math.isfinite(figures["heldout_views"][key])
     assert len(list((workdir / "heldout").glob("*_render.png"))) == figures["heldout_views"]["count"]
     assert "<html" in (workdir / "report.html").read_text()
@@ -96,7 +108,10 @@ def test_bad_flags_are_one_line_and_status_2(runs, arguments, words):
 
 def test_a_lost_surface_stops_the_run_with_advice(runs):
     result = train(
-        "--config=configs/gaussian.py:tiny", f"--workdir={runs / 'lost'}", *SHORT, "--config.stage1.rates.networks=5.0"
+        "--config=configs/gaussian.py:tiny",
+        f"--workdir={runs / 'lost'}",
+        *SHORT,
+        "--config.stage1.rates.networks=5.0",
     )
     assert result.returncode == 1, result.stderr[-2000:]
     last = result.stderr.strip().splitlines()[-1]
@@ -104,6 +119,8 @@ def test_a_lost_surface_stops_the_run_with_advice(runs):
 
 
 def test_another_config_does_not_overwrite_a_run(runs):
-    result = train("--config=configs/gaussian.py:tiny", f"--workdir={runs / 'whole'}", *SHORT, "--config.seed=7")
+    result = train(
+        "--config=configs/gaussian.py:tiny", f"--workdir={runs / 'whole'}", *SHORT, "--config.seed=7"
+    )
     assert result.returncode == 2
     assert "another config.seed" in result.stderr

@@ -15,7 +15,11 @@ NETWORKS = NetworkConfig(
     encoder_widths=(8, 8), refine_widths=(4, 4, 4), refine_patch=2,
 )  # fmt: skip
 GUIDE = GuideConfig(
-    resolution=(10, 10, 10), box_min=(-0.9, -0.9, -0.9), box_max=(0.9, 0.9, 0.9), max_vertices=1500, max_faces=3000
+    resolution=(10, 10, 10),
+    box_min=(-0.9, -0.9, -0.9),
+    box_max=(0.9, 0.9, 0.9),
+    max_vertices=1500,
+    max_faces=3000,
 )
 CENTER, RADII = np.array([0.0, 0.0, 0.0]), np.array([0.5, 0.6, 0.5])
 FACE = 16

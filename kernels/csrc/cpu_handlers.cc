@@ -49,7 +49,7 @@ int resolve_isa(int32_t asked) {
     default: base::call; break;      \
   }
 #else
-#define GPHM_DISPATCH(isa, call) base::call
+#define GPHM_DISPATCH(isa, call) (void)(isa), base::call
 #endif
 
 // --- pools ---

@@ -18,9 +18,9 @@ _UNWANTED = ("pointed", "head-age", "measure-", "eye-push", "neck-height", "head
 
 # Styles that leave both eyes free.
 _HAIR = {
-    ("female", "african"): ("afro01", "Braid01", "ponytail01", "short04", "Wig_bun_blonde", "long01"),
-    ("female", "asian"): ("long01", "ponytail01", "bob02", "Wig_bun_blonde", "long_alpha7", "Braid01"),
-    ("female", "caucasian"): ("ponytail01", "long01", "Wig_bun_blonde", "southernbelleringlets", "bob02", "Braid01", "short02"),
+    ("female", "african"): ("afro01", "ponytail01", "short04", "Wig_bun_blonde", "long01"),
+    ("female", "asian"): ("long01", "ponytail01", "bob02", "Wig_bun_blonde", "long_alpha7"),
+    ("female", "caucasian"): ("ponytail01", "long01", "Wig_bun_blonde", "southernbelleringlets", "bob02", "short02"),
     ("male", "african"): ("short04", "afro01", None, "short02", "short01"),
     ("male", "asian"): ("short01", "short02", "short04", None),
     ("male", "caucasian"): ("short02", "short01", None, "short04"),

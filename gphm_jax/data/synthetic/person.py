@@ -6,7 +6,7 @@ import dataclasses
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from gphm_jax.data.synthetic import base, expression, identity, plain, proxies, refine, skin
 from gphm_jax.data.synthetic.identity import HAIR_COLOURS, Identity
@@ -149,13 +149,30 @@ def _worn_parts(person: Identity) -> list[_Worn]:
     return worn
 
 
-def _skin_parts(person: Identity, hidden: np.ndarray, detail: float) -> tuple:
+def _plain_parts(person: Identity) -> list[_Worn]:
+    """The same things made from the base mesh alone."""
+    balls = plain.eyes(person)
+    worn = [
+        _wear(balls, Material(texture=balls.texture, specular=0.9, gloss=160.0), casts=False, head=True),
+    ]
+    for kind in ("teeth", "tongue"):
+        proxy = plain.mouth(kind)
+        worn.append(_wear(proxy, Material(texture=proxy.texture, specular=0.12, gloss=30.0), head=True))
+    shirt = plain.garment(person)
+    worn.append(_wear(shirt, Material(texture=shirt.texture, wrap=_CLOTH_WRAP)))
+    if person.hair is not None:
+        cap = plain.hair_cap(person)
+        worn.append(_wear(cap, Material(texture=cap.texture, wrap=(0.2, 0.2, 0.2)), head=True))
+    return worn
+
+
+def _skin_quads(hidden: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Quads of the skin that is drawn, by texture region."""
     mesh = base.load()
     quads = mesh.faces["body"]
     drawn = (mesh.vertices[quads[:, :, 0]][:, :, 1].min(1) > base.LOWEST_KEPT) & ~hidden[quads[:, :, 0]].all(1)
     on_head = skin.in_head_box(quads[:, :, 1])
-    groups = [("head", quads[drawn & on_head]), ("body", quads[drawn & ~on_head])]
-    return tuple((region, part) for region, part in groups)
+    return [("head", quads[drawn & on_head]), ("body", quads[drawn & ~on_head])]
 
 
 def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) -> Person:
@@ -165,10 +182,9 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
     body = neutral[:_BODY_VERTICES]
     origin = neutral[list(base.EAR_VERTICES)].mean(0).astype(np.float64)
     head_length = float(body[:, 1].max() - neutral[_CHIN_VERTEX, 1])
-    rich = proxies.available()
-    worn = _worn_parts(person) if rich else []
-    hidden = proxies.load("clothes", person.clothes).hides if rich else np.zeros(len(neutral), bool)
-    groups = _skin_parts(person, hidden, detail)
+    worn = _worn_parts(person) if proxies.available() else _plain_parts(person)
+    hidden = np.any([item.proxy.hides for item in worn if not item.material.transparent], axis=0)
+    groups = _skin_quads(hidden)
     subdivision = refine.subdivide(
         [quads for _, quads in groups], vertex_count=len(neutral), uv_count=len(mesh.uvs)
     )

@@ -121,7 +121,7 @@ def _source_tone(person: Identity, place: Layout) -> np.ndarray:
 def _scalp(place: Layout, seed: int) -> np.ndarray:
     """Where hair grows: above and behind a hairline, with a ragged edge."""
     p = place.positions
-    front = 7.93 - 0.10 * np.abs(p[..., 0]) * 3  # forehead hairline, lower at the temples
+    front = 7.99 - 0.10 * np.abs(p[..., 0]) * 3  # forehead hairline, lower at the temples
     line = np.where(p[..., 2] > 0.75, front, 7.62 - 0.45 * _ramp(-p[..., 2], -0.75, 0.2))
     line = np.where(p[..., 2] < 0.30, 6.75, line)
     blurred = (p[..., 1] - line) + 0.05 * _noise(place, 14.0, seed)
@@ -154,7 +154,7 @@ def _hair_growth(tone: np.ndarray, person: Identity, place: Layout, noise: dict[
     seed = person.texture_seed
     colour = np.array(HAIR_COLOURS[person.hair_colour], np.float32) * np.float32(0.55)
     scalp = _scalp(place, seed + 20)
-    cover = 0.10 if person.hair is None else 0.75
+    cover = 0.10 if person.hair is None else 0.6
     dots = 0.75 + 0.25 * noise["fine"] + 0.2 * noise["pore"]
     # The photo's own painted scalp goes first: skin of the forehead's tone, then our hair.
     p = place.positions
@@ -202,7 +202,8 @@ def bake(person: Identity, region: str, detail: float) -> UInt8[np.ndarray, "h w
     creases = _wrinkles(place, seed + 7) * face * {"young": 0.0, "middleage": 0.05, "old": 0.12}[person.age]
     tone = tone * (1 - creases[..., None] * np.array([0.9, 1.0, 1.0], np.float32))
     streaks = 0.05 * _noise(place, (90.0, 8.0, 30.0), seed + 9)
-    redness = np.array([0.98, 0.74, 0.76] if person.sex == "female" else [0.95, 0.80, 0.80], np.float32)
+    deepen = 1.0 if proxies.available() else 0.8
+    redness = deepen * np.array([0.98, 0.74, 0.76] if person.sex == "female" else [0.95, 0.80, 0.80], np.float32)
     tone = tone * (1 - lips[..., None] * (1 - redness * (1 + streaks[..., None])))
     if not proxies.available():
         tone = _plain_details(tone, person, place, region)

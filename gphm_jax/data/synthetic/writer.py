@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -14,8 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from gphm_jax.data.synthetic import base, cameras, expression, identity, motion, person, renderer, sequence
-from gphm_jax.errors import InputError
+from gphm_jax.data.synthetic import cameras, identity, motion, person, renderer, sequence
 
 GENERATOR_VERSION = 1
 JPEG_QUALITY = 97

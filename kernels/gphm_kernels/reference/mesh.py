@@ -152,18 +152,26 @@ def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array
     edges = [_edge(px, py, w, (i + 1) % 3, (i + 2) % 3) for i in range(3)]
     determinant = sum(px[..., i] * e[0] + py[..., i] * e[1] + w[..., i] * e[2] for i, e in enumerate(edges))
     sign = jnp.sign(determinant)
+    oriented = jnp.stack([sign * component for e in edges for component in e], 1)
+    depth_of, scale_of = (
+        jnp.stack([sum(sign * e[n] * v[..., i] for i, e in enumerate(edges)) for n in range(3)], 1) for v in (z, w)
+    )
+    planes = jnp.concatenate([oriented, depth_of, scale_of], 1)  # [t 15 k]: five affine functions of the pixel
+    # A barrier, or XLA computes them again for each of a tile's pixels.
+    planes = lax.optimization_barrier(planes)
+
+    def value(n: int) -> Array:
+        ex, ey, one = (planes[:, 3 * n + m, None] for m in range(3))
+        return ex * x[..., None] + ey * y[..., None] + one
+
     inside = (determinant != 0)[:, None]
-    depth = jnp.zeros((), x.dtype)
-    scale = jnp.zeros((), x.dtype)
-    for i, edge in enumerate(edges):
-        ex, ey, one = (sign * component for component in edge)
-        value = ex[:, None] * x[..., None] + ey[:, None] * y[..., None] + one[:, None]
+    for i in range(3):
+        edge = value(i)
+        ex, ey = planes[:, 3 * i, None], planes[:, 3 * i + 1, None]
         # Top-left rule: a left edge has the inside at greater X, a top edge is level with the inside at smaller Y.
-        owns = (ex > 0) | ((ex == 0) & (ey < 0))
-        inside &= (value > 0) | ((value == 0) & owns[:, None])
-        depth += value * z[:, None, :, i]
-        scale += value * w[:, None, :, i]
-    depth /= jnp.where(inside, scale, 1)
+        inside &= (edge > 0) | ((edge == 0) & ((ex > 0) | ((ex == 0) & (ey < 0))))
+    scale = value(4)
+    depth = value(3) / jnp.where(inside, scale, 1)
     return jnp.where(inside & (scale > 0) & (jnp.abs(depth) <= 1), depth, jnp.inf)
 
 

@@ -1,0 +1,155 @@
+"""An avatar against the head model it was baked from, on disk, and as a user drives it."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from prior_fixture import make_prior, toy_spec
+
+from gphm_jax import Avatar
+from gphm_jax.avatar import Habits, bake
+from gphm_jax.errors import InputError
+from gphm_jax.render import render_splats
+from gphm_jax.types import Camera, Pose
+
+ROOT = pathlib.Path(__file__).parent.parent
+CAMERA = Camera(
+    world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
+    intrinsics=jnp.asarray([[58.0, 0, 16], [0, 58, 16], [0, 0, 1]]),
+)
+POSE = Pose(
+    rotation=jnp.asarray([0.1, 0.4, -0.2]), translation=jnp.asarray([0.05, 0.1, 0.0]), scale=jnp.asarray(1.2)
+)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return make_prior()[0]
+
+
+@pytest.fixture(scope="module")
+def avatar(prior):
+    spec = toy_spec(prior)
+    model = bake(prior, prior.subjects.codes[...][1], spec, seed=0)
+    codes = np.random.default_rng(1).standard_normal((2, spec.networks.expression_dim)).astype(np.float32)
+    return Avatar(
+        model, spec, Habits(expression=jnp.asarray(codes[0]), motion=jnp.asarray(codes[1]), camera=CAMERA)
+    )
+
+
+def test_a_baked_avatar_draws_what_the_head_model_draws(prior, avatar):
+    face = np.random.default_rng(2).random((16, 16, 3)).astype(np.float32)
+    expression, motion = avatar.encode(face), avatar.encode_motion(face[::-1])
+    image, alpha = avatar.render(expression, camera=CAMERA, pose=POSE, motion=motion)
+
+    def one(x, rank):
+        return jnp.reshape(x, (1, 1, *x.shape[x.ndim - rank :]))
+
+    pose = Pose(
+        rotation=one(POSE.rotation, 1), translation=one(POSE.translation, 1), scale=one(POSE.scale, 0)
+    )
+    output = prior.animate(
+        prior.neutral(prior.subjects.codes[...][1:2]), one(expression, 1), one(motion, 1), pose
+    )
+    camera = Camera(
+        world_to_camera=CAMERA.world_to_camera[None, None, None],
+        intrinsics=CAMERA.intrinsics[None, None, None],
+    )
+    features, expected_alpha = render_splats(output.splats, camera, height=32, width=32)
+    np.testing.assert_allclose(alpha, expected_alpha[0, 0, 0], atol=2e-5)
+    np.testing.assert_allclose(image, prior.networks.refine(features)[0, 0, 0], atol=2e-5)
+    assert 100 < float(alpha.sum()) < 900  # a ball in the middle of the picture
+    still, _ = avatar.render(expression, camera=CAMERA, pose=POSE)
+    assert np.abs(still - image).max() > 1e-4  # the motion code matters
+
+
+def test_codes_are_the_encoders_and_images_may_have_any_size(prior, avatar):
+    small = (np.random.default_rng(3).random((2, 16, 16, 3)) * 255).astype(np.uint8)
+    codes = avatar.encode(small)
+    expected = prior.networks.expression_encoder(jnp.asarray(small / np.float32(255)))
+    np.testing.assert_allclose(codes, expected, rtol=1e-4, atol=1e-5)
+    large = small[0].repeat(3, axis=0).repeat(3, axis=1)
+    np.testing.assert_allclose(avatar.encode(large), codes[0], rtol=1e-4, atol=1e-5)
+    assert avatar.encode_motion(small).shape == codes.shape
+
+
+def test_render_takes_leading_axes_and_other_sizes(avatar):
+    codes = jnp.asarray(np.random.default_rng(4).standard_normal((2, 3, 8)), jnp.float32)
+    images, alpha = avatar.render(codes)
+    assert images.shape == (2, 3, 32, 32, 3) and alpha.shape == (2, 3, 32, 32)
+    single, _ = avatar.render(codes[1, 2], camera=CAMERA)
+    np.testing.assert_allclose(images[1, 2], single, atol=1e-5)
+    assert np.abs(images[0, 0] - images[1, 2]).max() > 1e-4
+    # A wider picture keeps the head's size and puts it in the middle.
+    wide, wide_alpha = avatar.render(codes[1, 2], size=(32, 48))
+    assert wide.shape == (32, 48, 3)
+    np.testing.assert_allclose(wide_alpha[:, 8:40], alpha[1, 2], atol=1e-4)
+    twice = np.asarray(avatar.render(codes[1, 2], size=(64, 64))[1]).reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    assert np.abs(twice - alpha[1, 2]).mean() < 0.02
+
+
+def test_the_orbit_goes_round_the_head(avatar):
+    eye = np.array([0.0, 0.0, 3.0])
+    for yaw, pitch, expected in (
+        (0.0, 0.0, eye),
+        (np.pi / 2, 0.0, [3.0, 0, 0]),
+        (0.0, np.pi / 2, [0, 3.0, 0]),
+    ):
+        matrix = np.asarray(avatar.orbit_camera(yaw, pitch).world_to_camera)
+        np.testing.assert_allclose(-matrix[:3, :3].T @ matrix[:3, 3], expected, atol=1e-6)
+        np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-6)
+
+
+def test_what_is_saved_is_what_is_loaded(avatar, tmp_path):
+    avatar.save(tmp_path / "avatar")
+    avatar.save(tmp_path / "avatar")  # over an older one
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["arrays.npz", "avatar", "config.json"]
+    code = avatar.habits.expression
+    image, alpha = avatar.render(code, pose=POSE)
+    for path in (tmp_path / "avatar", tmp_path):
+        loaded = Avatar.load(path)
+        np.testing.assert_array_equal(loaded.render(code, pose=POSE)[0], image)
+        assert loaded.spec == avatar.spec
+    state, again = nnx.state(avatar.model), nnx.state(loaded.model)
+    assert len(nnx.to_flat_state(state)) == len(nnx.to_flat_state(again)) > 20
+
+
+def test_damaged_folders_are_named(avatar, tmp_path):
+    with pytest.raises(InputError, match="no avatar in"):
+        Avatar.load(tmp_path)
+    folder = tmp_path / "avatar"
+    avatar.save(folder)
+    good = (folder / "arrays.npz").read_bytes()
+    (folder / "arrays.npz").write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match="cannot read .*arrays.npz"):
+        Avatar.load(folder)
+    arrays = dict(np.load(io.BytesIO(good)))
+    np.savez(folder / "arrays.npz", **(arrays | {"positions": arrays["positions"][:-1]}))
+    with pytest.raises(InputError, match="'positions' must be \\(300, 3\\)"):
+        Avatar.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"version": 99}))
+    with pytest.raises(InputError, match="version 99"):
+        Avatar.load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"spec": config["spec"] | {"num_splat": 3}}))
+    with pytest.raises(InputError, match="did you mean .*num_splats"):
+        Avatar.load(folder)
+
+
+def test_baking_drops_what_only_the_head_model_needs(avatar):
+    networks = avatar.model.networks
+    assert not {"injection", "identity", "color"} & set(vars(networks))
+    assert dataclasses.asdict(avatar.spec)["num_splats"] == avatar.model.positions.shape[0] == 300
+
+
+def test_the_package_is_light_until_the_avatar_is_asked_for():
+    program = "import sys, gphm_jax; assert 'jax' not in sys.modules; gphm_jax.nothing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "AttributeError: module 'gphm_jax' has no attribute 'nothing'" in done.stderr
