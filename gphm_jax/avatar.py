@@ -64,19 +64,17 @@ class AvatarModel(nnx.Module):
     f_inj, f_id, f_col, f_att and z_id are gone: their results are variables here. f_dyn is new.
     """
 
-    def __init__(self, points: AvatarPoints, spec: AvatarSpec, *, rngs: nnx.Rngs):
-        networks = spec.networks
+    def __init__(self, points: AvatarPoints, networks: HeadNetworks, spec: AvatarSpec, *, rngs: nnx.Rngs):
         self.regions = MotionRegions(expression_end=spec.expression_end, motion_start=spec.motion_start)
-        self.networks = HeadNetworks(
-            networks, face_size=spec.face_size, nonface_size=spec.nonface_size, rngs=rngs
-        )
+        self.networks = nnx.clone(networks)
         del self.networks.injection, self.networks.identity, self.networks.color
+        sizes = spec.networks
         self.dynamics = MLP(
-            networks.feature_dim,
+            sizes.feature_dim,
             NUM_CHANNELS + 8,
-            width=networks.dynamics_width,
+            width=sizes.dynamics_width,
             depth=_DYNAMICS_DEPTH,
-            code_dim=networks.expression_dim,
+            code_dim=sizes.expression_dim,
             zero_last=True,
             rngs=rngs,
         )
@@ -135,12 +133,7 @@ def bake(prior: GaussianModel, code: Float[Array, "z"], spec: AvatarSpec, *, see
         features=neutral.features[0, :n],
         weight=prior.weight[...],
     )
-    avatar = AvatarModel(points, spec, rngs=nnx.Rngs(seed))
-    kept = set(nnx.to_flat_state(nnx.state(avatar.networks)).paths)
-    nnx.update(
-        avatar.networks, nnx.filter_state(nnx.state(prior.networks), lambda path, _: tuple(path) in kept)
-    )
-    return avatar
+    return AvatarModel(points, prior.networks, spec, rngs=nnx.Rngs(seed))
 
 
 @pytree
@@ -280,8 +273,7 @@ class Avatar:
         if not (path / "config.json").is_file() and (path / "avatar" / "config.json").is_file():
             path = path / "avatar"  # the folder of a whole fit
         spec = _read_spec(path)
-        abstract = nnx.eval_shape(lambda: AvatarModel(_empty_points(spec), spec, rngs=nnx.Rngs(0)))
-        graphdef, state = nnx.split(abstract)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: _empty_model(spec)))
         z = spec.networks.expression_dim
         habits = Habits(
             expression=jax.ShapeDtypeStruct((z,), jnp.float32),  # type: ignore[arg-type]  # shapes to be filled in
@@ -369,9 +361,9 @@ def _named_habits(habits: Habits) -> dict[str, Any]:
     }
 
 
-def _empty_points(spec: AvatarSpec) -> AvatarPoints:
-    n = spec.num_splats
-    return AvatarPoints(
+def _empty_model(spec: AvatarSpec) -> AvatarModel:
+    n, rngs = spec.num_splats, nnx.Rngs(0)
+    points = AvatarPoints(
         positions=jnp.zeros((n, 3)),
         colors=jnp.zeros((n, NUM_CHANNELS)),
         log_scales=jnp.zeros((n, 3)),
@@ -380,6 +372,10 @@ def _empty_points(spec: AvatarSpec) -> AvatarPoints:
         features=jnp.zeros((n, spec.networks.feature_dim)),
         weight=jnp.zeros((n,)),
     )
+    networks = HeadNetworks(
+        spec.networks, face_size=spec.face_size, nonface_size=spec.nonface_size, rngs=rngs
+    )
+    return AvatarModel(points, networks, spec, rngs=rngs)
 
 
 def _read_spec(path: pathlib.Path) -> AvatarSpec:

@@ -13,6 +13,8 @@ from absl import logging
 from gphm_jax.data.layout import Dataset, Selection, mean_canonical_landmarks, open_dataset, select
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions, pixel_source
+from gphm_jax.data.synthetic.dataset import synthesize
+from gphm_jax.data.synthetic.writer import Request
 from gphm_jax.settings import Settings, StageSettings
 from gphm_jax.stages import Subject
 
@@ -51,11 +53,25 @@ def open_footage(settings: Settings, cache: pathlib.Path) -> Footage:
 
 def embedded_heads(settings: Settings, cache: pathlib.Path) -> pathlib.Path:
     """Makes the synthetic heads of `settings.synthetic`, once for each distinct setting."""
-    arguments = dataclasses.asdict(settings.synthetic)
-    digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
+    heads = settings.synthetic
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(heads), sort_keys=True).encode()).hexdigest()[:8]
     out = cache / f"synthetic-{digest}"
     logging.info("synthetic heads in %s", out)
-    synthesize(SynthesisOptions(out=out, **arguments))
+    synthesize(
+        Request(
+            out=out.resolve(),
+            first_identity=0,
+            identities=heads.identities,
+            expressions=heads.expressions,
+            frames=heads.expressions,
+            views=heads.views,
+            heldout_views=heads.heldout_views,
+            expression_images=heads.expression_images,
+            size=heads.size,
+            seed=heads.seed,
+            capture="multiview",
+        )
+    )
     return out
 
 

@@ -65,7 +65,9 @@ def test_a_baked_avatar_draws_what_the_head_model_draws(prior, avatar):
     features, expected_alpha = render_splats(output.splats, camera, height=32, width=32)
     np.testing.assert_allclose(alpha, expected_alpha[0, 0, 0], atol=2e-5)
     np.testing.assert_allclose(image, prior.networks.refine(features)[0, 0, 0], atol=2e-5)
-    assert 100 < float(alpha.sum()) < 900  # a ball in the middle of the picture
+    assert float(alpha.max()) > 0.9 and float(alpha.min()) < 0.1 * float(
+        alpha.max()
+    )  # a ball, and what is beside it
     still, _ = avatar.render(expression, camera=CAMERA, pose=POSE)
     assert np.abs(still - image).max() > 1e-4  # the motion code matters
 

@@ -21,6 +21,7 @@ from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.errors import InputError
 from gphm_jax.fit_footage import open_fit_footage
 from gphm_jax.fit_results import angles_aside
+from gphm_jax.fit_run import Fit, is_done, run_step
 from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights
 from gphm_jax.fitting import (
     FinetuneFit,
@@ -31,7 +32,8 @@ from gphm_jax.fitting import (
     identity_step,
     visibility,
 )
-from gphm_jax.optim import Rates
+from gphm_jax.logs import RunLog, read_metrics
+from gphm_jax.optim import Rates, Schedule
 from gphm_jax.settings import from_mapping
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,7 +60,7 @@ def fit_command(*flags: str) -> subprocess.CompletedProcess:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     return subprocess.run(
         [sys.executable, "fit.py", "--config=configs/fit.py:tiny", *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
@@ -78,8 +80,19 @@ def test_a_fit_from_end_to_end(prior_dir, footage_dir, tmp_path):
     second = fit_command(*flags)
     assert second.returncode == 0 and "done already" in second.stderr
     assert (out / "metrics.json").stat().st_mtime_ns == written
-    other = fit_command(*flags, "--config.finetune.steps=13")
-    assert other.returncode == 2 and "finetune" in other.stderr.strip().splitlines()[-1]
+
+
+def test_a_folder_holds_one_fit(tmp_path):
+    settings = from_mapping(FitSettings, get_config("tiny").to_dict())
+    out, prior, footage = tmp_path / "out", tmp_path / "prior", tmp_path / "footage"
+    assert not is_done(out, settings, prior, footage)
+    assert not is_done(out, dataclasses.replace(settings, backend="xla"), prior, footage)  # free to change
+    with pytest.raises(InputError, match="another 'seed'"):
+        is_done(out, dataclasses.replace(settings, seed=1), prior, footage)
+    with pytest.raises(InputError, match="another 'prior'"):
+        is_done(out, settings, tmp_path / "other", footage)
+    (out / "metrics.json").write_text("{}")
+    assert is_done(out, settings, prior, footage)
 
 
 def test_bad_input_is_one_line(prior_dir, footage_dir, tmp_path):
@@ -247,7 +260,31 @@ def test_visibility_is_the_blending_weight(toy):
     fit = finetune_fit(toy)
     items = footage.training[:1]
     filled = np.asarray(visibility(fit, footage.pixels, items, backend="auto"))
-    alpha = np.asarray(fit.picture(first_batch(footage), "auto").alpha)
+    alpha = np.asarray(
+        nnx.jit(lambda fit, batch: fit.picture(batch, "auto").alpha)(fit, first_batch(footage))
+    )
     # All weights of a pixel sum to its alpha.
     np.testing.assert_allclose(filled.sum(), alpha.sum(), rtol=1e-4)
     assert alpha.sum() > 100 and (filled == 0).sum() > 20  # the far side is hidden
+
+
+def test_an_interrupted_step_goes_on_to_the_same_bits(toy, tmp_path):
+    footage, prior, codes = toy
+    settings = from_mapping(FitSettings, get_config("tiny").to_dict())
+    plain = dataclasses.replace(settings.identity, schedule=Schedule(), losses=FitWeights(perceptual=0.0))
+
+    def run(out, steps):
+        step = identity_step(
+            IdentityFit(prior, codes), dataclasses.replace(plain, steps=steps), backend="auto", seed=0
+        )
+        with RunLog(out) as log:
+            fit = Fit(settings=settings, prior=SETTINGS, out=out, footage=footage, log=log, perceptual=None)
+            fitted = run_step(fit, step, 2)
+        return np.asarray(fitted.identity_code[...])
+
+    whole = run(tmp_path / "whole", 4)
+    half = run(tmp_path / "parts", 2)
+    assert np.abs(whole - half).max() > 0
+    np.testing.assert_array_equal(run(tmp_path / "parts", 4), whole)
+    np.testing.assert_array_equal(run(tmp_path / "parts", 4), whole)  # already there: nothing is run
+    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [2, 4]

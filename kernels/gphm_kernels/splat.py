@@ -118,11 +118,13 @@ def _project(
 ) -> _Projection:
     """Means, inverse covariances and depths in the image, after replacing what cannot be drawn."""
     camera = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3], intrinsics
+    finite = jnp.all(_finite(means), -1) & jnp.all(_finite(features), -1) & _finite(opacities)
+    means = jnp.where(finite[..., None], means, 0)
     points = jnp.einsum("bij,bnj->bni", camera[0], means, precision=lax.Precision.HIGHEST) + camera[1][:, None]
     raw = (points, quats, scales)
     # Found without gradient, then replaced before the differentiated pass: a NaN leaks through a `where` around it.
     fixed = jax.tree.map(lax.stop_gradient, (raw, camera))
-    drawn = _drawable(fixed[0], near, far) & _finite(opacities) & jnp.all(_finite(features), -1)
+    drawn = finite & _drawable(fixed[0], near, far)
     fixed_points, fixed_quats, fixed_scales = _replace(drawn, fixed[0])
     means2d, conics = _project_points(fixed_points, fixed_quats, fixed_scales, *fixed[1][::2], eps2d)
     drawn &= jnp.all(_finite(means2d), -1) & jnp.all(_finite(conics), -1)

@@ -51,8 +51,8 @@ class BaseMesh:
 
     vertices: Float[np.ndarray, "v 3"]
     uvs: Float[np.ndarray, "u 2"]
-    faces: dict[str, Int[np.ndarray, "f 4 2"]]  # group -> quads of (vertex, uv) indices
-    groups: dict[str, Int[np.ndarray, "n"]]  # vertex indices of joints and helpers
+    faces: dict[str, Int[np.ndarray, "_ 4 2"]]  # group -> quads of (vertex, uv) indices
+    groups: dict[str, Int[np.ndarray, "_"]]  # vertex indices of joints and helpers
     head_weight: Float[np.ndarray, "v"]  # 1 on the skull and face, 0 below the neck
     arm_weight: Float[np.ndarray, "v 2"]  # left, right: 1 along the arm, 0 on the trunk
     is_eye: Bool[np.ndarray, "v"]
@@ -68,7 +68,9 @@ def find(path: str) -> pathlib.Path:
 
 
 def _parse_obj(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    vertices, uvs, faces = [], [], {}
+    vertices: list[list[float]] = []
+    uvs: list[list[float]] = []
+    faces: dict[str, list[list[list[int]]]] = {}
     quads: list[list[list[int]]] = []
     for line in path.read_text().splitlines():
         kind, _, rest = line.partition(" ")
@@ -83,7 +85,9 @@ def _parse_obj(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict[str, np
             if len(corners) == 4:
                 quads.append(corners)
             else:
-                raise InputError(f"{path}: a face with {len(corners)} corners, expected quads: refetch the assets")
+                raise InputError(
+                    f"{path}: a face with {len(corners)} corners, expected quads: refetch the assets"
+                )
     as_array = {name: np.array(q, np.int32).reshape(-1, 4, 2) for name, q in faces.items()}
     return np.array(vertices, np.float32), np.array(uvs, np.float32), as_array
 
@@ -122,7 +126,7 @@ def _head_weights(vertices: np.ndarray) -> np.ndarray:
     Jaw and nape are rigid: the upper plane passes under the chin and under the skull's base.
     """
     y, z = vertices[:, 1], vertices[:, 2]
-    upper = 6.62 - 0.42 * np.clip(z - 0.1, -0.6, 0.8)  # under the jaw in front, at the hairline behind
+    upper = 6.60 - 0.42 * np.clip(z - 0.1, -0.6, 1.3)  # under the jaw in front, at the hairline behind
     lower = 5.25 + 0.30 * np.clip(-z, -0.8, 0.6)  # collar bones in front, shoulder line behind
     return _smooth_step((y - lower) / (upper - lower)).astype(np.float32)
 
@@ -138,7 +142,11 @@ def load() -> BaseMesh:
     weights = json.loads(find(_WEIGHTS).read_text())["weights"]
     arms = ("upperarm", "lowerarm", "wrist", "metacarpal", "finger")
     arm = np.stack(
-        [_bone_sum({k: w for k, w in weights.items() if k.endswith(side)}, arms, len(vertices)) for side in (".L", ".R")], 1
+        [
+            _bone_sum({k: w for k, w in weights.items() if k.endswith(side)}, arms, len(vertices))
+            for side in (".L", ".R")
+        ],
+        1,
     )
     quads = np.concatenate([faces["body"], faces["helper-tights"]])[:, :, 0]
     edges = np.concatenate([quads[:, [k, (k + 1) % 4]] for k in range(4)])
@@ -190,7 +198,10 @@ def target_names(folders: tuple[str, ...]) -> tuple[str, ...]:
     """All target names in some folders, sorted."""
     found = []
     for folder in folders:
-        found += [f"{folder}/{p.name.removesuffix('.target.gz')}" for p in find(f"{_TARGETS}/{folder}").glob("*.target.gz")]
+        found += [
+            f"{folder}/{p.name.removesuffix('.target.gz')}"
+            for p in find(f"{_TARGETS}/{folder}").glob("*.target.gz")
+        ]
     return tuple(sorted(found))
 
 

@@ -17,6 +17,8 @@ FACE_VISIBLE_ANGLE = 75.0
 
 _YAW_KNOTS = (0.0, 30.0, 60.0, 90.0, 130.0, 180.0)
 _MOST_PER_RING = 24
+_HELD_OUT_YAWS = (15.0, -15.0, 45.0, -45.0, 75.0, -75.0, 110.0, -110.0, 155.0, -155.0, 0.0, 30.0, -30.0)
+_HELD_OUT_PITCHES = (-38.0, -30.0, -24.0, -18.0, -12.0, -8.0, 0.0, 8.0, 12.0, 18.0, 24.0, 30.0, 38.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +60,9 @@ def place(yaw: float, pitch: float, size: int) -> View:
     """A camera on the sphere around the head, framing head and shoulders."""
     eye = TARGET + DISTANCE * direction(yaw, pitch)
     focal = size * DISTANCE / PICTURE_HEIGHT
-    return View(yaw=yaw, pitch=pitch, world_to_camera=look_at(eye, TARGET), intrinsics=intrinsics(size, focal))
+    return View(
+        yaw=yaw, pitch=pitch, world_to_camera=look_at(eye, TARGET), intrinsics=intrinsics(size, focal)
+    )
 
 
 def _ring(count: int) -> list[float]:
@@ -69,7 +73,7 @@ def _ring(count: int) -> list[float]:
         share = 2 * ((k + 1) // 2) / count
         yaw = float(np.interp(share, knots, _YAW_KNOTS))
         yaws.append(yaw if k % 2 else -yaw)
-    return [180.0 if abs(abs(yaw) - 180.0) < 1e-9 else yaw for yaw in yaws]
+    return [180.0 if abs(yaw) > 180.0 - 1e-9 else round(yaw, 6) for yaw in yaws]
 
 
 def training_angles(count: int) -> list[tuple[float, float]]:
@@ -89,32 +93,31 @@ def training_angles(count: int) -> list[tuple[float, float]]:
     return angles
 
 
-def angle_between(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Degrees between two cameras, as seen from the head."""
-    return float(np.degrees(np.arccos(np.clip(direction(*a) @ direction(*b), -1.0, 1.0))))
-
-
 def held_out_angles(training: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
     """(yaw, pitch) of cameras at `HELD_OUT_ANGLE` or more from all training cameras, front ones first.
 
     Raises `InputError` when the training cameras leave no room for so many.
     """
-    wanted = [15.0, -15.0, 45.0, -45.0, 75.0, -75.0, 110.0, -110.0, 155.0, -155.0, 0.0, 30.0, -30.0]
-    pitches = [-18.0, 18.0, -12.0, 12.0, -24.0, 24.0, -6.0, 6.0, 0.0, -30.0, 30.0, -38.0, 38.0]
+    candidates = np.array(
+        [(yaw, pitch) for yaw in np.arange(-175.0, 180.1, 2.5) for pitch in _HELD_OUT_PITCHES]
+    )
+    towards = np.stack([direction(*angles) for angles in candidates])
+    limit = np.cos(np.radians(HELD_OUT_ANGLE))
+    free = (towards @ np.stack([direction(*angles) for angles in training]).T).max(1) <= limit
     chosen: list[tuple[float, float]] = []
     for k in range(count):
-        goal = wanted[k % len(wanted)]
-        room = [
-            (abs(yaw - goal) + 0.5 * abs(pitch) + 8.0 * (abs(pitch) > 20), yaw, pitch)
-            for yaw in np.arange(-175.0, 180.1, 2.5)
-            for pitch in pitches
-            if all(angle_between((yaw, pitch), other) >= HELD_OUT_ANGLE for other in [*training, *chosen])
-        ]
-        if not room:
+        if not free.any():
             raise InputError(
                 f"--heldout_views={count}: only {k} cameras fit {HELD_OUT_ANGLE:g} degrees away from "
                 f"{len(training)} training views: ask for fewer of either"
             )
-        _, yaw, pitch = min(room)
-        chosen.append((float(yaw), float(pitch)))
+        # Off the horizon where it costs nothing, never so high that the crown hides the face.
+        yaw, pitch = candidates[:, 0], candidates[:, 1]
+        cost = np.abs(yaw - _HELD_OUT_YAWS[k % len(_HELD_OUT_YAWS)]) + np.abs(np.abs(pitch) - 8.0)
+        cost += np.where(np.abs(pitch) > 20.0, 8.0, 0.0) + np.where(
+            np.sign(pitch) == (-1) ** (k // 2), 0.0, 1.0
+        )
+        best = int(np.argmin(np.where(free, cost, np.inf)))
+        chosen.append((float(yaw[best]), float(pitch[best])))
+        free &= towards @ towards[best] <= limit
     return chosen

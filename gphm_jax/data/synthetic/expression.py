@@ -20,7 +20,12 @@ _PRIMARY: dict[str, tuple[dict[str, tuple[float, float]], ...]] = {
     ),
     "smile": (
         {"mouthSmile": (0.75, 1.0), "cheekSquint": (0.3, 0.8), "eyeSquint": (0.1, 0.5)},
-        {"mouthSmile": (0.7, 1.0), "jawOpen": (0.15, 0.4), "mouthUpperUp": (0.2, 0.5), "cheekSquint": (0.3, 0.7)},
+        {
+            "mouthSmile": (0.7, 1.0),
+            "jawOpen": (0.15, 0.4),
+            "mouthUpperUp": (0.2, 0.5),
+            "cheekSquint": (0.3, 0.7),
+        },
         {"mouthSmile": (0.6, 0.9), "mouthDimple": (0.3, 0.7), "mouthStretch": (0.1, 0.4)},
     ),
     "blink": (
@@ -87,7 +92,9 @@ def sample(*, seed: int, identity: int, frame: int) -> Float[np.ndarray, "52"]:
     rng = np.random.default_rng([seed, 12, identity, frame])
     kind = expression_class(seed=seed, identity=identity, frame=frame)
     recipes = _PRIMARY[kind]
-    for name, (low, high) in recipes[(frame // len(CLASSES) + int(rng.integers(len(recipes)))) % len(recipes)].items():
+    for name, (low, high) in recipes[
+        (frame // len(CLASSES) + int(rng.integers(len(recipes)))) % len(recipes)
+    ].items():
         _set(vector, name, low, high, rng)
     for k in rng.choice(len(_SECONDARY), size=int(rng.integers(0, 3)), replace=False):
         for name, high in _SECONDARY[k].items():
@@ -97,9 +104,7 @@ def sample(*, seed: int, identity: int, frame: int) -> Float[np.ndarray, "52"]:
     return vector
 
 
-def displace(
-    neutral: Float[np.ndarray, "v 3"], scores: Float[np.ndarray, "52"]
-) -> Float[np.ndarray, "v 3"]:
+def displace(neutral: Float[np.ndarray, "v 3"], scores: Float[np.ndarray, "52"]) -> Float[np.ndarray, "v 3"]:
     """The base mesh of a person with an expression: neutral plus weighted units."""
     vertices = neutral.astype(np.float32, copy=True)
     for target, score in zip(base.units(), scores, strict=True):

@@ -13,22 +13,33 @@ RACES = ("african", "asian", "caucasian")
 SEXES = ("female", "male")
 AGES = ("young", "middleage", "old")
 _FOLDERS = ("cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head", "mouth", "neck", "nose")
-# Left out: ears of elves, and targets that undo the age and weight chosen above or lift the lids off the eyes.
-_UNWANTED = ("pointed", "head-age", "measure-", "eye-push", "neck-height", "head-trans", "neck-trans", "head-angle")
+# Left out: ears of elves, what undoes the age chosen above, and what lifts the lids off the eyes.
+_UNWANTED = (
+    "pointed",
+    "head-age",
+    "measure-",
+    "eye-push",
+    "neck-height",
+    "head-trans",
+    "neck-trans",
+    "head-angle",
+)
 
 # Styles that leave both eyes free.
 _HAIR = {
     ("female", "african"): ("afro01", "ponytail01", "short04", "Wig_bun_blonde", "long01"),
-    ("female", "asian"): ("long01", "ponytail01", "bob02", "Wig_bun_blonde", "long_alpha7"),
-    ("female", "caucasian"): ("ponytail01", "long01", "Wig_bun_blonde", "southernbelleringlets", "bob02", "short02"),
+    ("female", "asian"): ("long01", "ponytail01", "bob02", "Wig_bun_blonde", "short02"),
+    ("female", "caucasian"): ("ponytail01", "long01", "Wig_bun_blonde", "bob02", "short02"),
     ("male", "african"): ("short04", "afro01", None, "short02", "short01"),
     ("male", "asian"): ("short01", "short02", "short04", None),
     ("male", "caucasian"): ("short02", "short01", None, "short04"),
 }  # fmt: skip
 # Multiply the hair texture's grey; linear display values.
 HAIR_COLOURS = {
-    "black": (0.16, 0.14, 0.13), "dark": (0.30, 0.23, 0.19), "brown": (0.50, 0.36, 0.26), "auburn": (0.62, 0.33, 0.20),
-    "blond": (0.98, 0.80, 0.54), "ash": (0.70, 0.58, 0.43), "grey": (0.68, 0.67, 0.66), "white": (0.98, 0.97, 0.95),
+    "black": (0.16, 0.14, 0.13), "dark": (0.30, 0.23, 0.19), "brown": (0.50, 0.36, 0.26),
+    "auburn": (0.62, 0.33, 0.20),
+    "blond": (0.98, 0.80, 0.54), "ash": (0.70, 0.58, 0.43), "grey": (0.68, 0.67, 0.66),
+    "white": (0.98, 0.97, 0.95),
 }  # fmt: skip
 _HAIR_BY_RACE = {
     "african": ("black", "dark", "black"),
@@ -42,7 +53,8 @@ _EYES = {
 }
 _CLOTHES = {
     "female": (
-        "Rolled_neck_blouse", "female_casualsuit01", "female_sportsuit01", "Harvey_Sweater2", "female_elegantsuit01",
+        "Rolled_neck_blouse", "female_casualsuit01", "female_sportsuit01", "Harvey_Sweater2",
+        "female_elegantsuit01",
         "Asymmetric_Tunic_and_Sash", "Coat", "short_tail_camo_tee",
     ),
     "male": (
@@ -102,7 +114,11 @@ def _stems(names: tuple[str, ...]) -> dict[str, dict[str, list[int]]]:
 def _local_weights(rng: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:
     weights = np.zeros(len(names), np.float32)
     for stem, directions in _stems(names).items():
-        strength, chosen, uneven = rng.normal(0.0, 0.34), int(rng.integers(len(directions))), rng.normal(0, 0.06, 2)
+        strength, chosen, uneven = (
+            rng.normal(0.0, 0.34),
+            int(rng.integers(len(directions))),
+            rng.normal(0, 0.06, 2),
+        )
         if "neck" in stem or "fat" in stem:
             strength *= 0.5
         if rng.random() < 0.55:
@@ -120,6 +136,10 @@ def _stratum(seed: int, index: int) -> tuple[str, str, str]:
     return RACES[order[slot] % 3], SEXES[order[slot] // 3], AGES[ages[slot]]
 
 
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
 def _pick(rng: np.random.Generator, options: tuple) -> object:
     return options[int(rng.integers(len(options)))]
 
@@ -132,7 +152,9 @@ def sample(*, seed: int, index: int) -> Identity:
     mixture = rng.dirichlet([0.5] * 3) * 0.3
     mixture[RACES.index(race)] += 0.7
     male = rng.uniform(0.85, 1.0) if sex == "male" else rng.uniform(0.0, 0.15)
-    old = {"young": rng.uniform(0, 0.15), "middleage": rng.uniform(0.25, 0.55), "old": rng.uniform(0.7, 1.0)}[age]
+    old = {"young": rng.uniform(0, 0.15), "middleage": rng.uniform(0.25, 0.55), "old": rng.uniform(0.7, 1.0)}[
+        age
+    ]
     macro = np.array([*mixture, male, old, rng.uniform(0.15, 0.8), rng.uniform(0.3, 0.7)], np.float32)
     colour = str(_pick(rng, _HAIR_BY_RACE[race]))
     if age == "old" and rng.random() < 0.8:
@@ -140,7 +162,9 @@ def sample(*, seed: int, index: int) -> Identity:
     elif age == "middleage" and rng.random() < 0.2:
         colour = "grey"
     # Styles go round with the index, so that few people still show many.
-    hair = _HAIR[sex, race][(index // 6 + int(np.random.default_rng([seed, 4]).integers(5))) % len(_HAIR[sex, race])]
+    hair = _HAIR[sex, race][
+        (index // 6 + int(np.random.default_rng([seed, 4]).integers(5))) % len(_HAIR[sex, race])
+    ]
     has_beard = sex == "male" and rng.random() < 0.35
     dye = rng.uniform(0.45, 1.0) * (1.0 + rng.uniform(-0.35, 0.25, 3))
     return Identity(
@@ -157,9 +181,9 @@ def sample(*, seed: int, index: int) -> Identity:
         brow_darkness=float(rng.uniform(0.5, 0.8)),
         eye=str(_pick(rng, _EYES[race])),
         clothes=str(_pick(rng, _CLOTHES[sex])),
-        clothes_tint=tuple(float(x) for x in np.clip(dye, 0.25, 1.1)),
+        clothes_tint=_triple(np.clip(dye, 0.25, 1.1)),
         skin_pick=float(rng.random()),
-        skin_tone=tuple(float(x) for x in rng.uniform(0.94, 1.05) * (1.0 + rng.normal(0, 0.015, 3))),
+        skin_tone=_triple(rng.uniform(0.94, 1.05) * (1.0 + rng.normal(0, 0.015, 3))),
         freckles=float(max(0.0, rng.normal(0.0, 0.5))) if race == "caucasian" and age != "old" else 0.0,
         texture_seed=int(rng.integers(2**31)),
     )
@@ -177,7 +201,9 @@ def _macro_targets(macro: dict[str, float]) -> dict[str, float]:
                 weights[f"macrodetails/{race}-{sex}-{age}"] = w_sex * w_age * macro[race]
             for tone, w_tone in tones.items():
                 for build, w_build in builds.items():
-                    weights[f"macrodetails/universal-{sex}-{age}-{tone}-{build}"] = w_sex * w_age * w_tone * w_build
+                    weights[f"macrodetails/universal-{sex}-{age}-{tone}-{build}"] = (
+                        w_sex * w_age * w_tone * w_build
+                    )
     return weights
 
 

@@ -5,13 +5,18 @@ Every kernel is sequential, so its output has the same bits however many worker 
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import numba
 import numpy as np
 
-_jit = numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, nogil=True, error_model="numpy")
+_jit = numba.njit(
+    cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, nogil=True, error_model="numpy"
+)
 
 
 @_jit
+@no_type_check  # a checker that wraps functions cannot be compiled
 def _row_span(y, x0, y0, x1, y1, x2, y2, width):
     """First and one-past-last pixel whose centre lies in a triangle on row y; empty where first >= last."""
     lo, hi = np.float32(1e9), np.float32(-1e9)
@@ -33,6 +38,7 @@ def _row_span(y, x0, y0, x1, y1, x2, y2, width):
 
 
 @_jit
+@no_type_check
 def depth_pass(points, depth, faces, buffer):
     """Nearest orthographic depth of each pixel centre, into `buffer`."""
     height, width = buffer.shape
@@ -58,6 +64,7 @@ def depth_pass(points, depth, faces, buffer):
 
 
 @_jit
+@no_type_check
 def light_vertices(points, depth, facing, buffer, colour, wrap, bias, out):
     """Adds one distant light to every vertex: wrapped cosine times how much of a 3x3 patch sees the light."""
     height, width = buffer.shape
@@ -84,6 +91,7 @@ def light_vertices(points, depth, facing, buffer, colour, wrap, bias, out):
 
 
 @_jit
+@no_type_check
 def visibility_pass(points, inverse_depth, faces, cull, nearest, owner):
     """Nearest face of each pixel centre: `nearest` holds 1/z (0 = empty), `owner` the face index."""
     height, width = nearest.shape
@@ -111,6 +119,7 @@ def visibility_pass(points, inverse_depth, faces, cull, nearest, owner):
 
 
 @_jit
+@no_type_check
 def _corner_weights(px, py, points, inverse_depth, a, b, c):
     """Perspective-correct barycentric weights of a pixel."""
     x0, y0 = points[a, 0], points[a, 1]
@@ -127,6 +136,7 @@ def _corner_weights(px, py, points, inverse_depth, a, b, c):
 
 
 @_jit
+@no_type_check
 def _sample(texture, u, v, texel):
     """Bilinear RGBA in [0, 1]; coordinates repeat."""
     height, width = texture.shape[0], texture.shape[1]
@@ -140,11 +150,15 @@ def _sample(texture, u, v, texel):
     wba, wbb = fy * (1.0 - fx), fy * fx
     for k in range(4):
         texel[k] = (
-            waa * texture[ya, xa, k] + wab * texture[ya, xb, k] + wba * texture[yb, xa, k] + wbb * texture[yb, xb, k]
+            waa * texture[ya, xa, k]
+            + wab * texture[ya, xb, k]
+            + wba * texture[yb, xa, k]
+            + wbb * texture[yb, xb, k]
         ) * np.float32(1.0 / 255.0)
 
 
 @_jit
+@no_type_check
 def _display(x):
     """Linear light to display value: square root with a soft shoulder above 0.7, so highlights do not clip."""
     v = np.sqrt(max(x, np.float32(0.0)))
@@ -154,6 +168,7 @@ def _display(x):
 
 
 @_jit
+@no_type_check
 def shade_opaque(
     owner, first_face, last_face, faces, uv_faces, points, inverse_depth, positions, normals, irradiance, uvs,
     texture, tint, eye, highlights, specular, gloss, image, box,
@@ -166,7 +181,9 @@ def shade_opaque(
             if f < first_face or f >= last_face:
                 continue
             a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
-            w0, w1, w2 = _corner_weights(np.float32(x + 0.5), np.float32(y + 0.5), points, inverse_depth, a, b, c)
+            w0, w1, w2 = _corner_weights(
+                np.float32(x + 0.5), np.float32(y + 0.5), points, inverse_depth, a, b, c
+            )
             g = f - first_face
             ua, ub, uc = uv_faces[g, 0], uv_faces[g, 1], uv_faces[g, 2]
             u = w0 * uvs[ua, 0] + w1 * uvs[ub, 0] + w2 * uvs[uc, 0]
@@ -202,6 +219,7 @@ def shade_opaque(
 
 
 @_jit
+@no_type_check
 def blend_transparent(
     order, faces, uv_faces, points, inverse_depth, irradiance, uvs, texture, tint, grey,
     nearest, bias, image,
@@ -223,7 +241,9 @@ def blend_transparent(
         for y in range(top, bottom):
             first, last = _row_span(y, x0, y0, x1, y1, x2, y2, width)
             for x in range(first, last):
-                w0, w1, w2 = _corner_weights(np.float32(x + 0.5), np.float32(y + 0.5), points, inverse_depth, a, b, c)
+                w0, w1, w2 = _corner_weights(
+                    np.float32(x + 0.5), np.float32(y + 0.5), points, inverse_depth, a, b, c
+                )
                 iz = w0 * inverse_depth[a] + w1 * inverse_depth[b] + w2 * inverse_depth[c]
                 if iz * bias < nearest[y, x]:
                     continue
@@ -243,13 +263,22 @@ def blend_transparent(
 
 
 @_jit
+@no_type_check
 def vertex_normals(vertices, faces, out):
     """Area-weighted unit normals of the vertices."""
     out[:] = 0.0
     for f in range(faces.shape[0]):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
-        ux, uy, uz = vertices[b, 0] - vertices[a, 0], vertices[b, 1] - vertices[a, 1], vertices[b, 2] - vertices[a, 2]
-        vx, vy, vz = vertices[c, 0] - vertices[a, 0], vertices[c, 1] - vertices[a, 1], vertices[c, 2] - vertices[a, 2]
+        ux, uy, uz = (
+            vertices[b, 0] - vertices[a, 0],
+            vertices[b, 1] - vertices[a, 1],
+            vertices[b, 2] - vertices[a, 2],
+        )
+        vx, vy, vz = (
+            vertices[c, 0] - vertices[a, 0],
+            vertices[c, 1] - vertices[a, 1],
+            vertices[c, 2] - vertices[a, 2],
+        )
         nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
         for k in (a, b, c):
             out[k, 0] += nx
@@ -262,6 +291,7 @@ def vertex_normals(vertices, faces, out):
 
 
 @_jit
+@no_type_check
 def paint_attribute(points, faces, values, out, filled):
     """Interpolates per-corner values over triangles in an image plane (a texture's position map)."""
     height, width = filled.shape
@@ -286,6 +316,7 @@ def paint_attribute(points, faces, values, out, filled):
 
 
 @_jit
+@no_type_check
 def _lattice(i, j, k):
     """A repeatable pseudo-random value in [-1, 1] for an integer lattice point."""
     h = np.uint32(i * 374761393 + j * 668265263 + k * 2147483647)
@@ -295,6 +326,7 @@ def _lattice(i, j, k):
 
 
 @_jit
+@no_type_check
 def value_noise(positions, mask, frequency, shift, out):
     """Smooth 3D value noise in [-1, 1] at every masked position, at `frequency` lattice cells a unit."""
     height, width = mask.shape
@@ -313,5 +345,9 @@ def value_noise(positions, mask, frequency, shift, out):
                 wz = fz if dz else 1.0 - fz
                 for dy in range(2):
                     wy = fy if dy else 1.0 - fy
-                    total += wz * wy * ((1.0 - fx) * _lattice(i, j + dy, k + dz) + fx * _lattice(i + 1, j + dy, k + dz))
+                    total += (
+                        wz
+                        * wy
+                        * ((1.0 - fx) * _lattice(i, j + dy, k + dz) + fx * _lattice(i + 1, j + dy, k + dz))
+                    )
             out[y, x] = total

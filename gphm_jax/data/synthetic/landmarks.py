@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# Placed on a frontal render of the neutral mean head, snapped to vertices, mirrored from the right to the left side.
-# Order: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67, from the picture's left.
+# Placed on a frontal render of the neutral mean head, snapped to vertices, mirrored to the left side.
+# Order: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67, each from
+# the picture's left, which is the person's right.
 LANDMARKS = np.array(
     [
         5738, 5715, 5204, 910, 5240, 915, 891, 921, 747, 7623, 7593, 7617, 11849, 7612, 11815,

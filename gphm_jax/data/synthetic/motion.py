@@ -55,7 +55,9 @@ def compose(
     )
 
 
-def sample(pivot: Float[np.ndarray, "3"], *, seed: int, identity: int, frame: int, amount: float = 1.0) -> Motion:
+def sample(
+    pivot: Float[np.ndarray, "3"], *, seed: int, identity: int, frame: int, amount: float = 1.0
+) -> Motion:
     """A random pose of one frame; `amount` scales it. Frame 0 is still."""
     if frame == 0:
         return still(pivot)
@@ -104,9 +106,7 @@ def pose_vertices(
     return (moved + (1.0 - weight) * trunk).astype(np.float32)
 
 
-def between(
-    first: Motion, second: Motion, weight: float, pivot: Float[np.ndarray, "3"]
-) -> Motion:
+def between(first: Motion, second: Motion, weight: float, pivot: Float[np.ndarray, "3"]) -> Motion:
     """A motion on the way from one to another (weight 0 to 1)."""
 
     def mix(a: np.ndarray, b: np.ndarray) -> np.ndarray:

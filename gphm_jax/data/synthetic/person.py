@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
+import scipy.spatial
 from jaxtyping import Float, Int
 
 from gphm_jax.data.synthetic import base, expression, identity, plain, proxies, refine, skin
@@ -17,7 +19,8 @@ from gphm_jax.data.synthetic.renderer import Lights, Material, Part, make_lights
 _ARM_DOWN = np.radians(24.0)  # the base mesh stands with its arms half raised
 _CHIN_VERTEX = 732
 _BODY_VERTICES = 13380
-_SKIN = {"specular": 0.035, "gloss": 12.0, "wrap": (0.30, 0.14, 0.10)}
+_UNDER_CLOTH = 0.35  # mesh units (decimetres) from skin to the nearest vertex of the garment over it
+_SKIN_WRAP = (0.30, 0.14, 0.10)  # red light scatters furthest under the skin
 _CLOTH_WRAP = (0.08, 0.08, 0.08)
 _HAIR_WRAP = (0.35, 0.35, 0.35)
 
@@ -47,7 +50,9 @@ class Person:
     pivot: Float[np.ndarray, "3"]  # canonical: the neck joint the head turns about
     chest: Float[np.ndarray, "3"]  # canonical
     shoulders: Float[np.ndarray, "2 3"]  # canonical: left, right
-    skin_parts: tuple[tuple[Int[np.ndarray, "f 3"], Int[np.ndarray, "f 3"], Float[np.ndarray, "u 2"], Material], ...]
+    skin_parts: tuple[
+        tuple[Int[np.ndarray, "_ 3"], Int[np.ndarray, "_ 3"], Float[np.ndarray, "_ 2"], Material], ...
+    ]
     skin_edges: refine.Subdivision
     worn: tuple[_Worn, ...]
     shrunk: Float[np.ndarray, "v"]  # how far covered skin draws back under the clothes, mesh units
@@ -57,7 +62,9 @@ class Person:
         return ((vertices - self.origin) / self.head_length).astype(np.float32)
 
 
-def _casters(proxy_faces: np.ndarray, uv_faces: np.ndarray, uvs: np.ndarray, texture: np.ndarray) -> np.ndarray:
+def _casters(
+    proxy_faces: np.ndarray, uv_faces: np.ndarray, uvs: np.ndarray, texture: np.ndarray
+) -> np.ndarray:
     """Faces that are mostly opaque: only these throw shadows."""
     small = cv2.resize(texture[..., 3], (96, 96), interpolation=cv2.INTER_AREA)
     centre = uvs[uv_faces].mean(1)
@@ -122,30 +129,73 @@ def _worn_parts(person: Identity) -> list[_Worn]:
     solid_iris = iris.copy()
     solid_iris[..., 3] = 255
     worn = [
-        _wear(eyes, Material(texture=solid_iris, tint=(0.86, 0.85, 0.85), specular=0.9, gloss=160.0, wrap=(0.15, 0.15, 0.15)), keep=_eye_faces(eyes, iris), casts=False, head=True),
+        _wear(
+            eyes,
+            Material(
+                texture=solid_iris,
+                tint=(0.86, 0.85, 0.85),
+                specular=0.9,
+                gloss=160.0,
+                wrap=(0.15, 0.15, 0.15),
+            ),
+            keep=_eye_faces(eyes, iris),
+            casts=False,
+            head=True,
+        ),
     ]
-    for kind, name, tint in (("teeth", "Teeth_Base", 1.12), ("tongue", "tongue01", 0.9)):
+    for kind, name, tint in (("teeth", "Teeth_Base", 1.04), ("tongue", "tongue01", 0.9)):
         proxy = proxies.load(kind, name)
         texture = proxy.texture.copy()
         texture[..., 3] = 255
-        worn.append(_wear(proxy, Material(texture=texture, tint=(tint, tint, tint), specular=0.12, gloss=30.0), head=True))
+        worn.append(
+            _wear(
+                proxy,
+                Material(texture=texture, tint=(tint, tint, tint), specular=0.12, gloss=30.0),
+                head=True,
+            )
+        )
     clothes = proxies.load("clothes", person.clothes)
     cloth = clothes.texture.copy()
     cloth[..., 3] = 255
     lowest = base.load().vertices[clothes.reference].mean(1)[:, 1]
     keep = lowest[clothes.faces].max(1) > base.LOWEST_KEPT
-    worn.append(_wear(clothes, Material(texture=cloth, tint=person.clothes_tint, wrap=_CLOTH_WRAP), keep=keep))
+    worn.append(
+        _wear(clothes, Material(texture=cloth, tint=person.clothes_tint, wrap=_CLOTH_WRAP), keep=keep)
+    )
     brow = proxies.load("eyebrows", f"eyebrow{person.brow:03d}")
-    hugging = {"transparent": True, "wrap": _HAIR_WRAP, "grey": 0.7}
     dark = person.brow_darkness
-    worn.append(_wear(brow, Material(texture=brow.texture, tint=_scaled(hair, dark), **hugging), casts=False, head=True))
+    worn.append(
+        _wear(
+            brow,
+            Material(
+                texture=brow.texture, tint=_scaled(hair, dark), transparent=True, grey=0.7, wrap=_HAIR_WRAP
+            ),
+            casts=False,
+            head=True,
+        )
+    )
     lashes = proxies.load("eyelashes", "eyelashes02")
-    worn.append(_wear(lashes, Material(texture=lashes.texture, tint=(0.25, 0.22, 0.2), **hugging), casts=False, head=True))
-    for name in (person.beard, person.hair):
-        if name is not None:
-            proxy = proxies.load("hair", name)
-            material = Material(texture=_evened(proxy.texture), tint=_scaled(hair, 1.25), transparent=True, grey=0.92, wrap=_HAIR_WRAP)
-            worn.append(_wear(proxy, material, head=name == person.beard))
+    worn.append(
+        _wear(
+            lashes,
+            Material(
+                texture=lashes.texture, tint=(0.25, 0.22, 0.2), transparent=True, grey=0.7, wrap=_HAIR_WRAP
+            ),
+            casts=False,
+            head=True,
+        )
+    )
+    for style in (person.beard, person.hair):
+        if style is not None:
+            proxy = proxies.load("hair", style)
+            material = Material(
+                texture=_evened(proxy.texture),
+                tint=_scaled(hair, 1.25),
+                transparent=True,
+                grey=0.92,
+                wrap=_HAIR_WRAP,
+            )
+            worn.append(_wear(proxy, material, head=style == person.beard))
     return worn
 
 
@@ -170,7 +220,9 @@ def _skin_quads(hidden: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Quads of the skin that is drawn, by texture region."""
     mesh = base.load()
     quads = mesh.faces["body"]
-    drawn = (mesh.vertices[quads[:, :, 0]][:, :, 1].min(1) > base.LOWEST_KEPT) & ~hidden[quads[:, :, 0]].all(1)
+    drawn = (mesh.vertices[quads[:, :, 0]][:, :, 1].min(1) > base.LOWEST_KEPT) & ~hidden[quads[:, :, 0]].all(
+        1
+    )
     on_head = skin.in_head_box(quads[:, :, 1])
     return [("head", quads[drawn & on_head]), ("body", quads[drawn & ~on_head])]
 
@@ -184,6 +236,8 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
     head_length = float(body[:, 1].max() - neutral[_CHIN_VERTEX, 1])
     worn = _worn_parts(person) if proxies.available() else _plain_parts(person)
     hidden = np.any([item.proxy.hides for item in worn if not item.material.transparent], axis=0)
+    if proxies.available():
+        hidden = hidden | _covered(person.clothes)
     groups = _skin_quads(hidden)
     subdivision = refine.subdivide(
         [quads for _, quads in groups], vertex_count=len(neutral), uv_count=len(mesh.uvs)
@@ -193,7 +247,14 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
         uvs = subdivision.uvs(mesh.uvs)
         texture = skin.bake(person, region, detail if region == "head" else min(1.0, detail))
         local = skin.layout(region, detail if region == "head" else min(1.0, detail)).to_local(uvs)
-        skin_parts.append((faces, uv_faces, local, Material(texture=texture, two_sided=False, **_SKIN)))
+        skin_parts.append(
+            (
+                faces,
+                uv_faces,
+                local,
+                Material(texture=texture, two_sided=False, specular=0.035, gloss=12.0, wrap=_SKIN_WRAP),
+            )
+        )
 
     def canonical(point: np.ndarray) -> np.ndarray:
         return (point - origin) / head_length
@@ -215,18 +276,33 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
     )
 
 
+@functools.lru_cache(maxsize=32)
+def _covered(clothes: str) -> np.ndarray:
+    """Skin that lies well under a garment on the base mesh: the garments' own lists leave sleeves out."""
+    mesh = base.load()
+    quads = mesh.faces["body"][:, :, 0]
+    garment = proxies.load("clothes", clothes).fit(mesh.vertices)
+    distance, _ = scipy.spatial.cKDTree(garment).query(mesh.vertices, distance_upper_bound=_UNDER_CLOTH)
+    # Shoulders and arms alone: a collar stands off the neck, and skin shows inside it.
+    covered = np.isfinite(distance) & (np.abs(mesh.vertices[:, 0]) > 0.9)
+    for _ in range(2):  # the rim stays: it is drawn back, not cut
+        exposed = (~covered)[quads].any(1)
+        covered[quads[exposed].ravel()] = False
+    return covered
+
+
 def _shrink(hidden: np.ndarray) -> np.ndarray:
     """Skin next to covered skin draws back a little, so that it never pokes through the garment's edge."""
     mesh = base.load()
     quads = mesh.faces["body"][:, :, 0]
     near = hidden.astype(np.float32)
-    for _ in range(2):
+    for _ in range(5):
         grown = near.copy()
         strongest = near[quads].max(1)
         for k in range(4):
-            np.maximum.at(grown, quads[:, k], 0.6 * strongest)
+            np.maximum.at(grown, quads[:, k], 0.8 * strongest)
         near = grown
-    return near * 0.10
+    return near * 0.12
 
 
 def _lower_arms(points: np.ndarray, arm_weight: np.ndarray, shoulders: np.ndarray) -> np.ndarray:
@@ -234,7 +310,10 @@ def _lower_arms(points: np.ndarray, arm_weight: np.ndarray, shoulders: np.ndarra
         angle = sign * _ARM_DOWN * arm_weight[:, side]
         offset = points - shoulders[side]
         cos, sin = np.cos(angle), np.sin(angle)
-        turned = np.stack([cos * offset[:, 0] - sin * offset[:, 1], sin * offset[:, 0] + cos * offset[:, 1], offset[:, 2]], 1)
+        turned = np.stack(
+            [cos * offset[:, 0] - sin * offset[:, 1], sin * offset[:, 0] + cos * offset[:, 1], offset[:, 2]],
+            1,
+        )
         points = np.where(arm_weight[:, side : side + 1] > 0, turned + shoulders[side], points)
     return points
 
@@ -250,11 +329,18 @@ def frame_parts(person: Person, scores: Float[np.ndarray, "52"], motion: Motion)
         return pose_vertices(points, head, motion, pivot=person.pivot, chest=person.chest)
 
     skin_vertices = posed(expressive, mesh.head_weight, mesh.arm_weight)
-    skin_vertices = refine.draw_back(skin_vertices, mesh.faces["body"][:, :, 0], person.shrunk / person.head_length)
+    skin_vertices = refine.draw_back(
+        skin_vertices, mesh.faces["body"][:, :, 0], person.shrunk / person.head_length
+    )
     fine, normals = person.skin_edges.refine(skin_vertices)
     parts = [
         Part(
-            vertices=fine[k], normals=normals[k], faces=faces, uv_faces=uv_faces, uvs=uvs, material=material,
+            vertices=fine[k],
+            normals=normals[k],
+            faces=faces,
+            uv_faces=uv_faces,
+            uvs=uvs,
+            material=material,
             casters=person.skin_edges.coarse[k],
         )  # fmt: skip
         for k, (faces, uv_faces, uvs, material) in enumerate(person.skin_parts)
@@ -263,8 +349,12 @@ def frame_parts(person: Person, scores: Float[np.ndarray, "52"], motion: Motion)
         vertices = posed(item.proxy.fit(expressive, hair_scale), item.head_weight, item.arm_weight)
         parts.append(
             Part(
-                vertices=vertices, faces=item.faces, uv_faces=item.uv_faces, uvs=item.proxy.uvs,
-                material=item.material, casters=item.casters,
+                vertices=vertices,
+                faces=item.faces,
+                uv_faces=item.uv_faces,
+                uvs=item.proxy.uvs,
+                material=item.material,
+                casters=item.casters,
             )  # fmt: skip
         )
     return parts

@@ -1,4 +1,4 @@
-"""What a head wears without the proxies' package: eyes, teeth, a hair cap and a garment made of the base mesh.
+"""What a head wears without the proxies' package: eyes, teeth, hair cap and garment of the base mesh.
 
 Each is a `Proxy` that binds to single base vertices, so expression and motion treat it like the real ones.
 """
@@ -15,14 +15,19 @@ from gphm_jax.data.synthetic.identity import HAIR_COLOURS, Identity
 from gphm_jax.data.synthetic.proxies import Proxy
 
 _IRIS = {
-    "brown": (0.30, 0.17, 0.10), "brownlight": (0.45, 0.28, 0.16), "blue": (0.35, 0.50, 0.68), "green": (0.38, 0.48, 0.30),
+    "brown": (0.30, 0.17, 0.10), "brownlight": (0.45, 0.28, 0.16), "blue": (0.35, 0.50, 0.68),
+    "green": (0.38, 0.48, 0.30),
     "grey": (0.48, 0.52, 0.56), "lightblue": (0.50, 0.66, 0.78), "bluegreen": (0.32, 0.52, 0.54),
 }  # fmt: skip
 _CAP_THICKNESS = {"short": 0.10, "full": 0.20}  # decimetres
 
 
 def _bound(
-    quads: Int[np.ndarray, "q 4"], offsets: np.ndarray, uvs: np.ndarray, texture: UInt8[np.ndarray, "h w 4"], hides: np.ndarray
+    quads: Int[np.ndarray, "q 4"],
+    offsets: np.ndarray,
+    uvs: np.ndarray,
+    texture: UInt8[np.ndarray, "h w 4"],
+    hides: np.ndarray,
 ) -> Proxy:
     """A proxy over some base quads; `offsets` and `uvs` are per base vertex."""
     used, local = np.unique(quads, return_inverse=True)
@@ -86,7 +91,7 @@ def eyes(person: Identity) -> Proxy:
 
 
 def mouth(kind: str) -> Proxy:
-    """"teeth" (both rows) or "tongue"."""
+    """ "teeth" (both rows) or "tongue"."""
     mesh = base.load()
     groups = ("helper-upper-teeth", "helper-lower-teeth") if kind == "teeth" else ("helper-tongue",)
     quads = np.concatenate([mesh.faces[name][:, :, 0] for name in groups])
@@ -125,7 +130,9 @@ def garment(person: Identity) -> Proxy:
     below = 5.78 - 0.42 * np.clip(z - 0.1, -0.6, 0.9) - y  # depth under the neckline
     quads = mesh.faces["body"][:, :, 0]
     chosen = quads[(below[quads] > 0).any(1) & (mesh.vertices[quads][:, :, 1].min(1) > base.LOWEST_KEPT)]
-    offsets = _normals(mesh.vertices) * (0.03 + 0.05 * np.clip(below / 0.3, 0, 1))[:, None]
+    offsets = _normals(mesh.vertices) * (0.05 + 0.04 * np.clip(below / 0.3, 0, 1))[:, None]
     offsets[:, 1] += np.clip(below, -0.3, 0.0)  # likewise onto the neckline
     colour = tuple(0.75 * c for c in person.clothes_tint)
-    return _bound(chosen, offsets, np.full((len(y), 2), 0.5), _flat((colour[0], colour[1], colour[2])), below > 0.35)
+    return _bound(
+        chosen, offsets, np.full((len(y), 2), 0.5), _flat((colour[0], colour[1], colour[2])), below > 0.15
+    )

@@ -12,29 +12,31 @@ from gphm_jax.data.synthetic import kernels
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subdivision:
-    """Every quad becomes four: its corners, edge midpoints and centre. New vertices follow the old ones' tangents.
+    """Every quad becomes four: its corners, edge midpoints and centre, which follow the old tangents.
 
-    Each group has its own vertices, `used` of the refined ones; `faces`, and the unrefined triangles `coarse`,
-    index into these, `uv_faces` into the refined texture coordinates.
+    Each group has its own vertices, `used` of the refined ones; `faces`, and the unrefined triangles
+    `coarse`, index into these, `uv_faces` into the refined texture coordinates.
     """
 
     edges: Int[np.ndarray, "e 2"]
     quads: Int[np.ndarray, "q 4"]
     uv_edges: Int[np.ndarray, "ue 2"]
     uv_quads: Int[np.ndarray, "q 4"]
-    faces: tuple[Int[np.ndarray, "f 3"], ...]
-    uv_faces: tuple[Int[np.ndarray, "f 3"], ...]
-    coarse: tuple[Int[np.ndarray, "g 3"], ...]
-    used: tuple[Int[np.ndarray, "n"], ...]
+    faces: tuple[Int[np.ndarray, "_ 3"], ...]
+    uv_faces: tuple[Int[np.ndarray, "_ 3"], ...]
+    coarse: tuple[Int[np.ndarray, "_ 3"], ...]
+    used: tuple[Int[np.ndarray, "_"], ...]
     joint_faces: Int[np.ndarray, "f 3"]
 
     def uvs(self, uvs: Float[np.ndarray, "u 2"]) -> Float[np.ndarray, "w 2"]:
         """Texture coordinates of the refined mesh."""
-        return np.concatenate([uvs, uvs[self.uv_edges].mean(1), uvs[self.uv_quads].mean(1)]).astype(np.float32)
+        return np.concatenate([uvs, uvs[self.uv_edges].mean(1), uvs[self.uv_quads].mean(1)]).astype(
+            np.float32
+        )
 
     def refine(
         self, vertices: Float[np.ndarray, "v 3"]
-    ) -> tuple[list[Float[np.ndarray, "n 3"]], list[Float[np.ndarray, "n 3"]]]:
+    ) -> tuple[list[Float[np.ndarray, "_ 3"]], list[Float[np.ndarray, "_ 3"]]]:
         """Refined vertices and normals of each group: old vertices stay, new ones bulge.
 
         Phong tessellation (Boubekeur and Alexa 2008). Normals come from all groups, so no seam shows.
@@ -76,7 +78,7 @@ def _renumber(used: np.ndarray, count: int) -> np.ndarray:
     return table
 
 
-def subdivide(groups: list[Int[np.ndarray, "q 4 2"]], *, vertex_count: int, uv_count: int) -> Subdivision:
+def subdivide(groups: list[Int[np.ndarray, "_ 4 2"]], *, vertex_count: int, uv_count: int) -> Subdivision:
     """Plans the refinement of groups of quads of (vertex, uv) indices that share vertices."""
     quads = np.concatenate(groups)
     edges, middles = _split(quads[:, :, 0], vertex_count)
@@ -84,8 +86,12 @@ def subdivide(groups: list[Int[np.ndarray, "q 4 2"]], *, vertex_count: int, uv_c
     centres = np.arange(len(quads), dtype=np.int32)
     bounds = np.cumsum([0, *(len(group) for group in groups)])
     spans = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    fine = [_fine_triangles(quads[s, :, 0], middles[s], centres[s] + vertex_count + len(edges)) for s in spans]
-    fine_uv = [_fine_triangles(quads[s, :, 1], uv_middles[s], centres[s] + uv_count + len(uv_edges)) for s in spans]
+    fine = [
+        _fine_triangles(quads[s, :, 0], middles[s], centres[s] + vertex_count + len(edges)) for s in spans
+    ]
+    fine_uv = [
+        _fine_triangles(quads[s, :, 1], uv_middles[s], centres[s] + uv_count + len(uv_edges)) for s in spans
+    ]
     coarse = [np.concatenate([quads[s][:, [0, 1, 2], 0], quads[s][:, [0, 2, 3], 0]]) for s in spans]
     used = [np.unique(faces) for faces in fine]
     local = [_renumber(u, vertex_count + len(edges) + len(quads)) for u in used]

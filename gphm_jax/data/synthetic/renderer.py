@@ -110,26 +110,28 @@ def make_lights(rng: np.random.Generator, *, quality: float = 1.0) -> Lights:
     flip = -1.0 if rng.random() < 0.5 else 1.0
     turn = rng.uniform(-0.12, 0.12)
     warmth = rng.uniform(-0.03, 0.03)
-    groups = (
-        (_sphere(max(8, int(16 * quality))), 1.05, np.array([0.97, 1.0, 1.05]), True),
-        (_disc(np.array([flip * (0.45 + turn), 0.60, 0.85]), 14, max(4, int(8 * quality))), 0.72, np.array([1.05, 1.0, 0.94]), False),
-        (_disc(np.array([-flip * 0.85, 0.15, 0.65]), 22, max(2, int(4 * quality))), 0.30, np.array([0.95, 1.0, 1.06]), False),
-        (_disc(np.array([-flip * 0.7, 0.5, -0.75]), 20, max(2, int(3 * quality))), 0.30, np.array([1.0, 1.0, 1.0]), False),
-        (_disc(np.array([flip * 0.7, 0.45, -0.8]), 20, max(2, int(3 * quality))), 0.34, np.array([1.0, 1.0, 1.0]), False),
-    )  # fmt: skip
-    directions, colours = [], []
-    for spread, power, colour, dome in groups:
-        share = np.full(len(spread), power / len(spread))
-        if dome:  # the sky is brighter than the floor; the factor 2 because half of a dome is behind a surface
-            share = 2.0 * share * (0.72 + 0.28 * spread[:, 1])
+    key = (np.array([flip * (0.45 + turn), 0.60, 0.85]), 14.0, 8, 0.72, (1.05, 1.0, 0.94))
+    fill = (np.array([-flip * 0.85, 0.15, 0.65]), 22.0, 4, 0.30, (0.95, 1.0, 1.06))
+    rims = [
+        (np.array([-flip * 0.7, 0.5, -0.75]), 20.0, 3, 0.30, (1.0, 1.0, 1.0)),
+        (np.array([flip * 0.7, 0.45, -0.8]), 20.0, 3, 0.34, (1.0, 1.0, 1.0)),
+    ]
+    dome = _sphere(max(8, int(16 * quality)))
+    # The sky is brighter than the floor; the factor 2 because half of a dome is behind any surface.
+    dome_share = 2.0 * 1.05 / len(dome) * (0.72 + 0.28 * dome[:, 1])
+    directions, colours = [dome], [dome_share[:, None] * np.array([0.97, 1.0, 1.05])]
+    for axis, degrees, count, power, colour in (key, fill, *rims):
+        spread = _disc(axis, degrees, max(2, int(count * quality)))
         directions.append(spread)
-        colours.append(share[:, None] * colour * np.array([1 + warmth, 1, 1 - warmth]))
-    key, fill = groups[1][0].mean(0), groups[2][0].mean(0)
-    highlights = np.array([[*(d / np.linalg.norm(d)), s] for d, s in ((key, 1.0), (fill, 0.35))], np.float32)
+        colours.append(np.full((len(spread), 1), power / len(spread)) * np.array(colour))
+    tone = np.array([1 + warmth, 1, 1 - warmth])
+    highlights = [
+        [*(axis / np.linalg.norm(axis)), strength] for (axis, *_), strength in ((key, 1.0), (fill, 0.35))
+    ]
     return Lights(
         directions=np.concatenate(directions).astype(np.float32),
-        colours=np.concatenate(colours).astype(np.float32),
-        highlights=highlights,
+        colours=(np.concatenate(colours) * tone).astype(np.float32),
+        highlights=np.array(highlights, np.float32),
     )
 
 
@@ -189,7 +191,9 @@ def light(parts: list[Part], lights: Lights, *, shadow_size: int = 384) -> Lit:
             for k, part in enumerate(joined.parts):
                 span = slice(joined.first_vertex[k], joined.first_vertex[k + 1])
                 turned = np.abs(facing[span]) if part.material.transparent else facing[span]
-                reach = bias * (4.0 if part.material.transparent else 1.0)  # layers of one wig must not black out
+                reach = bias * (
+                    4.0 if part.material.transparent else 1.0
+                )  # layers of one wig must not black out
                 wrap = np.array(part.material.wrap, np.float32)
                 kernels.light_vertices(
                     flat[span], depth[span], turned, buffer, colour, wrap,
@@ -246,7 +250,11 @@ def render(
 
 
 def _blend(
-    clear: _Joined, world_to_camera: np.ndarray, intrinsics: np.ndarray, nearest: np.ndarray, image: np.ndarray
+    clear: _Joined,
+    world_to_camera: np.ndarray,
+    intrinsics: np.ndarray,
+    nearest: np.ndarray,
+    image: np.ndarray,
 ) -> None:
     """Transparent parts in the order given (skin-hugging ones first, hair last), each far to near."""
     if not clear.parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 
 import numpy as np
@@ -30,10 +31,13 @@ class FrameState:
     views: tuple[tuple[int, cameras.View], ...]
 
 
-def multiview_angles(request: Request) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+@functools.cache
+def multiview_angles(
+    views: int, heldout_views: int
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Training and held-out (yaw, pitch); views are numbered through both lists."""
-    training = cameras.training_angles(request.views)
-    return training, cameras.held_out_angles(training, request.heldout_views)
+    training = cameras.training_angles(views)
+    return training, cameras.held_out_angles(training, heldout_views)
 
 
 def monocular_angle(frame: int, frames: int) -> tuple[float, float]:
@@ -63,14 +67,17 @@ def _blend(frame: int, frames: int, keys: int) -> tuple[int, int, float]:
 def _monocular(request: Request, subject: person.Person, index: int, frame: int) -> FrameState:
     a, b, weight = _blend(frame, request.frames, request.expressions)
     scores = [expression.sample(seed=request.seed, identity=index, frame=k) for k in (a, b)]
-    moves = [motion.sample(subject.pivot, seed=request.seed, identity=index, frame=k, amount=_STILL) for k in (a, b)]
+    moves = [
+        motion.sample(subject.pivot, seed=request.seed, identity=index, frame=k, amount=_STILL)
+        for k in (a, b)
+    ]
     yaw, pitch = monocular_angle(frame, request.frames)
     angles = [(yaw, pitch)]
     if has_side_views(frame):
         angles += [(yaw + side, pitch) for side in SIDE_ANGLES]
     return FrameState(
         scores=((1 - weight) * scores[0] + weight * scores[1]).astype(np.float32),
-        motion=motion.between(*moves, weight, subject.pivot),
+        motion=motion.between(moves[0], moves[1], weight, subject.pivot),
         views=tuple((n, cameras.place(*angle, request.size)) for n, angle in enumerate(angles)),
     )
 
@@ -79,18 +86,20 @@ def frame_state(request: Request, subject: person.Person, index: int, frame: int
     """The state of one frame; depends on the seed, the identity and the frame, not on other people."""
     if request.capture == "monocular":
         return _monocular(request, subject, index, frame)
-    training, held_out = multiview_angles(request)
+    training, held_out = multiview_angles(request.views, request.heldout_views)
     return FrameState(
         scores=expression.sample(seed=request.seed, identity=index, frame=frame),
         motion=motion.sample(subject.pivot, seed=request.seed, identity=index, frame=frame),
-        views=tuple((n, cameras.place(*angle, request.size)) for n, angle in enumerate([*training, *held_out])),
+        views=tuple(
+            (n, cameras.place(*angle, request.size)) for n, angle in enumerate([*training, *held_out])
+        ),
     )
 
 
 def check(request: Request) -> None:
     """Raises `InputError` where the cameras cannot be placed."""
     if request.capture == "multiview":
-        multiview_angles(request)
+        multiview_angles(request.views, request.heldout_views)
 
 
 def count_views(request: Request, frame: int) -> int:

@@ -43,7 +43,12 @@ class Request:
 
 def write_jpeg(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"], quality: int = JPEG_QUALITY) -> None:
     """RGB to JPEG without chroma subsampling: lips and irises keep their colour."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
     if not cv2.imwrite(str(path), image[..., ::-1], options):
         raise OSError(f"could not write {path}")
 
@@ -65,7 +70,9 @@ def _person(seed: int, index: int, size: int) -> person.Person:
 
 
 def face_box(
-    landmarks: Float[np.ndarray, "68 3"], world_to_camera: Float[np.ndarray, "3 4"], intrinsics: Float[np.ndarray, "3 3"]
+    landmarks: Float[np.ndarray, "68 3"],
+    world_to_camera: Float[np.ndarray, "3 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
 ) -> tuple[float, float, float]:
     """Left, top and side in pixels of the square around the projected landmarks."""
     local = landmarks.astype(np.float64) @ world_to_camera[:, :3].T + world_to_camera[:, 3]
@@ -77,16 +84,22 @@ def face_box(
     return float(centre[0] - side / 2), float(centre[1] - side / 2), side
 
 
-def crop_face(image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float], size: int) -> UInt8[np.ndarray, "s s 3"]:
+def crop_face(
+    image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float], size: int
+) -> UInt8[np.ndarray, "s s 3"]:
     """The square crop resized to `size`, white outside the picture."""
     left, top, side = box
     scale = side / size
     matrix = np.array([[scale, 0, left + 0.5 * scale - 0.5], [0, scale, top + 0.5 * scale - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(255,) * 3)
+    return cv2.warpAffine(
+        image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(255,) * 3
+    )
 
 
-def black_out(image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float]) -> UInt8[np.ndarray, "h w 3"]:
+def black_out(
+    image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float]
+) -> UInt8[np.ndarray, "h w 3"]:
     """The image with the face square black."""
     left, top, side = box
     out = image.copy()
@@ -94,7 +107,9 @@ def black_out(image: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float]
     return out
 
 
-def shows_face(rotation: Float[np.ndarray, "3"], landmarks: Float[np.ndarray, "68 3"], centre: Float[np.ndarray, "3"]) -> bool:
+def shows_face(
+    rotation: Float[np.ndarray, "3"], landmarks: Float[np.ndarray, "68 3"], centre: Float[np.ndarray, "3"]
+) -> bool:
     """Whether the face is turned less than 75 degrees away from a camera at `centre`."""
     forward = motion.rotation_matrix(rotation)[:, 2]
     towards = centre - landmarks.mean(0)
@@ -102,7 +117,9 @@ def shows_face(rotation: Float[np.ndarray, "3"], landmarks: Float[np.ndarray, "6
     return bool(cosine > np.cos(np.radians(cameras.FACE_VISIBLE_ANGLE)))
 
 
-def _write_views(folder: pathlib.Path, request: Request, posed: sequence.FrameState, subject: person.Person, parts: list) -> None:
+def _write_views(
+    folder: pathlib.Path, request: Request, posed: sequence.FrameState, subject: person.Person, parts: list
+) -> None:
     lit = renderer.light(parts, subject.lights, shadow_size=renderer.shadow_size(request.size))
     points = person.landmarks(subject, posed.scores, posed.motion)
     for number, view in posed.views:
@@ -140,7 +157,9 @@ def _expression_people(index: int, frame: int, count: int, seed: int) -> list[in
     return [others[order[k % len(others)]] for k in range(count)]
 
 
-def _write_expressions(folder: pathlib.Path, request: Request, index: int, frame: int, scores: np.ndarray) -> None:
+def _write_expressions(
+    folder: pathlib.Path, request: Request, index: int, frame: int, scores: np.ndarray
+) -> None:
     """Face crops of other people with exactly this expression, in their own light, pose and camera."""
     size = max(16, request.size // 2)
     for n, other in enumerate(_expression_people(index, frame, request.expression_images, request.seed)):
@@ -148,14 +167,24 @@ def _write_expressions(folder: pathlib.Path, request: Request, index: int, frame
         subject = _person(request.seed, other, request.size)
         yaw, pitch, roll = np.radians(rng.uniform(-1, 1, 3) * (12, 8, 6))
         moved = motion.compose(
-            subject.pivot, yaw=yaw, pitch=pitch, roll=roll, nod=np.zeros(3), shrug=np.zeros(2), sway=np.zeros(3)
+            subject.pivot,
+            yaw=yaw,
+            pitch=pitch,
+            roll=roll,
+            nod=np.zeros(3),
+            shrug=np.zeros(2),
+            sway=np.zeros(3),
         )
         view = cameras.place(float(rng.uniform(-20, 20)), float(rng.uniform(-8, 8)), request.size)
-        left, top, side = face_box(person.landmarks(subject, scores, moved), view.world_to_camera, view.intrinsics)
+        left, top, side = face_box(
+            person.landmarks(subject, scores, moved), view.world_to_camera, view.intrinsics
+        )
         zoom = size / side
         close = np.array([[zoom, 0, -zoom * left], [0, zoom, -zoom * top], [0, 0, 1]]) @ view.intrinsics
         parts = person.frame_parts(subject, scores, moved)
-        lit = renderer.light(parts, renderer.thin(subject.lights), shadow_size=renderer.shadow_size(request.size) // 2)
+        lit = renderer.light(
+            parts, renderer.thin(subject.lights), shadow_size=renderer.shadow_size(request.size) // 2
+        )
         image, _ = renderer.render(lit, view.world_to_camera, close, size)
         write_jpeg(folder / "expressions" / f"{n}.jpg", image, _CROP_QUALITY)
 
@@ -185,7 +214,9 @@ def write_frame(request: Request, index: int, frame: int) -> int:
             (staging / name).mkdir()
         subject = _person(request.seed, index, request.size)
         posed = sequence.frame_state(request, subject, index, frame)
-        _write_views(staging, request, posed, subject, person.frame_parts(subject, posed.scores, posed.motion))
+        _write_views(
+            staging, request, posed, subject, person.frame_parts(subject, posed.scores, posed.motion)
+        )
         _write_params(staging, subject, posed)
         _write_expressions(staging, request, index, frame, posed.scores)
         for name in _FRAME_FOLDERS:

@@ -191,8 +191,9 @@ def _cores() -> int:
 
 def main() -> None:
     """Builds the library and names it; a failure is a warning, since the portable backend serves without it."""
+    logging.set_verbosity(logging.INFO)
     try:
-        logging.warning("the CPU kernels are at %s", build(retry=True))
+        logging.info("the CPU kernels are at %s", build(retry=True))
     except BuildError as error:
         logging.warning("%s; the portable backend serves instead", error)
 

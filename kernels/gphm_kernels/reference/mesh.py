@@ -14,12 +14,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from gphm_kernels.reference.tiles import (
-    CHUNK,
     TILE,
     Bins,
     Layout,
     Rectangles,
     bound,
+    chunk_size,
     from_tiles,
     lists,
     make_layout,
@@ -49,7 +49,7 @@ def rasterize_fwd(
         return lax.dynamic_update_slice_in_dim(carry, nearest, tiles[0], 0)
 
     axes = varying_axes(corners, rectangles)
-    empty = promote(jnp.full((layout.tiles + CHUNK, TILE * TILE), -1, jnp.int32), axes)
+    empty = promote(jnp.full((layout.tiles + chunk_size(), TILE * TILE), -1, jnp.int32), axes)
     nearest = sweep(layout, rectangles, lambda face, column, row: jnp.ones_like(face, bool), empty, visit)
     face = from_tiles(layout, nearest[: layout.tiles, :, None])[..., 0]
     seen = face >= 0
@@ -132,11 +132,12 @@ def _draw_chunk(layout: Layout, corners: Array, bins: Bins, tiles: Array, last: 
         position = jnp.minimum(start[:, None] + offset[None], bins.slot.shape[0] - 1)
         face = bins.primitive[bins.slot[position]]
         depth = _depths(corners[face], x - middle_x, y - middle_y, middle_x, middle_y)
-        depth = jnp.where((offset[None] < length[:, None])[:, None], depth, jnp.inf)
-        # The first of equals, here and below: lists are in face order, so the lower index wins a tie.
-        best = jnp.argmin(depth, -1)
-        best_depth = jnp.take_along_axis(depth, best[..., None], -1)[..., 0]
-        best_face = jnp.take_along_axis(face, best, -1)
+        listed = offset[None] < length[:, None]
+        # Barriers, or XLA computes depths again for each of their uses.
+        depth = lax.optimization_barrier(jnp.where(listed[..., None], depth, jnp.inf))
+        best_depth = lax.optimization_barrier(jnp.min(depth, 1))
+        # The lowest index among equals, here and, since lists are in face order, below.
+        best_face = jnp.min(jnp.where(depth == best_depth[:, None], face[..., None], jnp.iinfo(jnp.int32).max), 1)
         nearer = best_depth < nearest_depth
         return index + 1, jnp.where(nearer, best_depth, nearest_depth), jnp.where(nearer, best_face, nearest_face)
 
@@ -145,7 +146,7 @@ def _draw_chunk(layout: Layout, corners: Array, bins: Bins, tiles: Array, last: 
     return lax.while_loop(lambda state: state[0] < blocks, body, initial)[2]
 
 
-def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array) -> Float[Array, "t p k"]:
+def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array) -> Float[Array, "t k p"]:
     """z/w where a face [t, k] covers a pixel [t, p] (relative to the tile's middle), infinity elsewhere."""
     z, w = corners[..., 2], corners[..., 3]
     px, py = corners[..., 0] - middle_x[..., None] * w, corners[..., 1] - middle_y[..., None] * w
@@ -161,13 +162,13 @@ def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array
     planes = lax.optimization_barrier(planes)
 
     def value(n: int) -> Array:
-        ex, ey, one = (planes[:, 3 * n + m, None] for m in range(3))
-        return ex * x[..., None] + ey * y[..., None] + one
+        ex, ey, one = (planes[:, 3 * n + m, :, None] for m in range(3))
+        return ex * x[:, None] + ey * y[:, None] + one
 
-    inside = (determinant != 0)[:, None]
+    inside = (determinant != 0)[..., None]
     for i in range(3):
         edge = value(i)
-        ex, ey = planes[:, 3 * i, None], planes[:, 3 * i + 1, None]
+        ex, ey = planes[:, 3 * i, :, None], planes[:, 3 * i + 1, :, None]
         # Top-left rule: a left edge has the inside at greater X, a top edge is level with the inside at smaller Y.
         inside &= (edge > 0) | ((edge == 0) & ((ex > 0) | ((ex == 0) & (ey < 0))))
     scale = value(4)

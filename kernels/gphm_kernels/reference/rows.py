@@ -10,47 +10,56 @@ def segment_sum_rows(
 ) -> Float[Array, "b s c"]:
     """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s; rows with other ids are left out.
 
-    The same bits on every run: XLA's scatter is serial on CPU; elsewhere it adds in any order, so rows are sorted.
+    The same bits on every run: XLA's scatter adds in row order on CPU; elsewhere it adds in any order, so rows are
+    sorted and summed pairwise.
     """
     batch, rows, columns = values.shape
     if not (batch and rows and num_segments):
         return jnp.zeros((batch, num_segments, columns), values.dtype)
+    number = batch * num_segments
     used = (ids >= 0) & (ids < num_segments)
-    flat = jnp.where(used, ids + num_segments * jnp.arange(batch, dtype=ids.dtype)[:, None], batch * num_segments)
+    flat = jnp.where(used, ids + num_segments * jnp.arange(batch, dtype=ids.dtype)[:, None], number).reshape(-1)
+
+    def sort_and_fold(rows: Array, index: Array) -> Array:
+        order = jnp.argsort(index, stable=True)
+        return _fold(rows[order], index[order], number)
+
     sums = lax.platform_dependent(
         values.reshape(-1, columns),
-        flat.reshape(-1),
-        cpu=lambda rows, index: _scatter(rows, index, batch * num_segments),
-        default=lambda rows, index: _sort_and_fold(rows, index, batch * num_segments),
+        flat,
+        cpu=lambda rows, index: _scatter(rows, index, number),
+        default=sort_and_fold,
     )
     return sums.reshape(batch, num_segments, columns)
+
+
+def sum_sorted_rows(rows: Float[Array, "m c"], index: Int[Array, "m"], number: int) -> Float[Array, "s c"]:
+    """`segment_sum_rows` for one table whose indices ascend."""
+    return lax.platform_dependent(
+        rows,
+        index,
+        cpu=lambda rows, index: _scatter(rows, index, number),
+        default=lambda rows, index: _fold(rows, index, number),
+    )
 
 
 def _scatter(rows: Array, index: Array, number: int) -> Array:
     return jnp.zeros((number, rows.shape[1]), rows.dtype).at[index].add(rows, mode="drop")
 
 
-def _sort_and_fold(rows: Array, index: Array, number: int) -> Array:
-    """Brings equal indices together, then sums neighbours by doubling strides."""
-    order = jnp.argsort(index, stable=True)
-    ends = jnp.searchsorted(index[order], jnp.arange(number, dtype=index.dtype), side="right").astype(jnp.int32)
-    starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), ends[:-1]])
-    sums = fold_neighbours(rows[order], jnp.append(ends, ends[-1])[jnp.minimum(index[order], number)], ends - starts)
-    return jnp.where((ends > starts)[:, None], sums[jnp.minimum(starts, rows.shape[0] - 1)], 0)
-
-
-def fold_neighbours(rows: Float[Array, "m c"], stops: Int[Array, "m"], lengths: Int[Array, "s"]) -> Float[Array, "m c"]:
-    """Sums of each row with the rows after it, up to its run's end (exclusive) in `stops`; a run's sum is at its start.
-
-    `lengths` are those of the runs; log2 of the longest is the number of passes.
-    """
-    following = stops - jnp.arange(rows.shape[0], dtype=jnp.int32)
-    longest = jnp.max(lengths, initial=0)
+def _fold(rows: Float[Array, "m c"], index: Int[Array, "m"], number: int) -> Float[Array, "s c"]:
+    """Sums each row with those after it in its run, by doubling strides, so that a run's sum is at its start."""
+    wanted = jnp.arange(number + 1, dtype=index.dtype)
+    edges = jnp.searchsorted(index, wanted).astype(jnp.int32)
+    starts, stops = edges[:-1], edges[1:]
+    following = jnp.append(stops, 0)[jnp.minimum(index, number)] - jnp.arange(rows.shape[0], dtype=jnp.int32)
+    longest = jnp.max(stops - starts)
 
     def fold(state: tuple[Array, Array]) -> tuple[Array, Array]:
         stride, sums = state
         partner = jnp.roll(sums, -stride, 0)
         return 2 * stride, sums + jnp.where((following > stride)[:, None], partner, 0)
 
-    # The stride starts from the longest run's length, so that it varies over devices as the loop's result does.
-    return lax.while_loop(lambda state: state[0] < longest, fold, (longest * 0 + 1, rows))[1]
+    # The stride is made of the lengths, so that it varies over devices as the loop's result does.
+    _, sums = lax.while_loop(lambda state: state[0] < longest, fold, (longest * 0 + 1, rows))
+    return jnp.where((stops > starts)[:, None], sums[jnp.minimum(starts, rows.shape[0] - 1)], 0)

@@ -10,15 +10,14 @@ alpha_i = min(0.99, o_i exp(-sigma_i)), T_i = prod_{j<i} (1 - alpha_j) and w_i =
 Gradients are stored per (tile, splat) and summed by splat in a fixed order: the same bits on every run.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gphm_kernels.reference.tiles import (
-    CHUNK,
     TILE,
     Bins,
     Layout,
@@ -26,6 +25,7 @@ from gphm_kernels.reference.tiles import (
     Touches,
     bound,
     capacity,
+    chunk_size,
     from_tiles,
     lists,
     make_layout,
@@ -52,15 +52,15 @@ class _Splats(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """One block of splats seen from the pixels of a chunk of tiles, [tiles, pixels, splats]."""
+    """One block of splats seen from the pixels of a chunk of tiles, [tiles, splats, pixels]."""
 
     position: Int[Array, "t k"]
     valid: Bool[Array, "t k"]
     geometry: Float[Array, "t k 6"]
     features: Float[Array, "t k c"]
-    alpha: Float[Array, "t p k"]
-    clamped: Bool[Array, "t p k"]
-    transmittance: Float[Array, "t p k"]
+    alpha: Float[Array, "t k p"]
+    clamped: Bool[Array, "t k p"]
+    transmittance: Float[Array, "t k p"]
     remaining: Float[Array, "t p"]
     ended: Bool[Array, "t p"]
 
@@ -85,7 +85,7 @@ def blend_fwd(
     layout = make_layout(means2d.shape[0], width, height)
     splats, _ = _arrange(layout, means2d, conics, opacities, depths, features)
     dtype, channels = features.dtype, features.shape[-1]
-    padded = layout.tiles + CHUNK  # a chunk may start at the last tile
+    padded = layout.tiles + chunk_size()  # a chunk may start at the last tile
 
     def visit(carry: Any, bins: Bins, tiles: Array, last: Array) -> Any:
         colour, remaining = _blend_chunk(layout, splats, bins, tiles, last)
@@ -130,10 +130,10 @@ def blend_bwd(
     total = jnp.einsum("bhwc,bhwc->bhw", d_image, image) - remaining * behind
     per_pixel = jnp.stack([total, remaining * (behind - d_alpha)], -1)
     cotangent = to_tiles(layout, jnp.concatenate([d_image, per_pixel], -1))
-    cotangent = jnp.pad(cotangent, ((0, CHUNK), (0, 0), (0, 0)))
+    cotangent = jnp.pad(cotangent, ((0, chunk_size()), (0, 0), (0, 0)))
 
     def visit(buffer: Array, bins: Bins, tiles: Array, last: Array) -> Array:
-        local = lax.dynamic_slice_in_dim(cotangent, tiles[0], CHUNK, 0)
+        local = lax.dynamic_slice_in_dim(cotangent, tiles[0], chunk_size(), 0)
         return _differentiate_chunk(layout, splats, bins, tiles, last, local, buffer)
 
     size, columns = capacity(layout, splats.rectangles), GEOMETRY + features.shape[-1]
@@ -234,16 +234,16 @@ def _block(
     position = jnp.minimum(start[:, None] + offset[None], bins.slot.shape[0] - 1)
     splat = bins.primitive[bins.slot[position]]
     geometry = splats.geometry[splat]
-    mean_x, mean_y, a, b, c, opacity = (geometry[:, None, :, i] for i in range(GEOMETRY))
-    dx, dy = x[:, :, None] - mean_x, y[:, :, None] - mean_y
+    mean_x, mean_y, a, b, c, opacity = (geometry[..., i, None] for i in range(GEOMETRY))
+    dx, dy = x[:, None] - mean_x, y[:, None] - mean_y
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
     raw = opacity * jnp.exp(-jnp.maximum(sigma, 0))  # rounding can make a needle's exponent negative
-    alpha = jnp.where(valid[:, None] & (raw >= ALPHA_MIN), jnp.minimum(raw, ALPHA_MAX), 0)
-    log_pass = jnp.log1p(-alpha)
-    inclusive = _running_sum(log_pass)
+    # Barriers, or XLA computes the exponentials again for each of their uses.
+    raw = lax.optimization_barrier(jnp.where(valid[..., None] & (raw >= ALPHA_MIN), raw, 0))
+    alpha = jnp.minimum(raw, ALPHA_MAX)
+    after = remaining[:, None] * _running(jnp.multiply, 1 - alpha)
     # Transmittance falls along the list, so the stop rule is one comparison per splat.
-    after = remaining[..., None] * jnp.exp(inclusive)
-    alive = (after > TRANSMITTANCE_MIN) & ~ended[..., None]
+    alive = (after > TRANSMITTANCE_MIN) & ~ended[:, None]
     return _Block(
         position=position,
         valid=valid,
@@ -252,15 +252,19 @@ def _block(
         alpha=jnp.where(alive, alpha, 0),
         clamped=raw >= ALPHA_MAX,
         transmittance=after / (1 - alpha),
-        remaining=remaining * jnp.exp(jnp.sum(jnp.where(alive, log_pass, 0), -1)),
-        ended=ended | ~alive[..., -1],
+        remaining=jnp.min(jnp.where(alive, after, remaining[:, None]), 1),
+        ended=ended | ~alive[:, -1],
     )
 
 
-def _running_sum(x: Array) -> Array:
-    """Inclusive sum along the last axis, as a product with a triangle: faster than a scan on every platform."""
-    triangle = jnp.asarray(np.triu(np.ones((BLOCK, BLOCK))), x.dtype)
-    return jnp.matmul(x, triangle, precision=lax.Precision.HIGHEST)
+def _running(combine: Callable[[Array, Array], Array], x: Float[Array, "t k p"]) -> Float[Array, "t k p"]:
+    """Inclusive products or sums along a block, by doubling strides: few steps, each over whole rows of pixels."""
+    stride = 1
+    while stride < x.shape[1]:
+        x = jnp.concatenate([x[:, :stride], combine(x[:, stride:], x[:, :-stride])], 1)
+        x = lax.optimization_barrier(x)
+        stride *= 2
+    return x
 
 
 def _blend_chunk(layout: Layout, splats: _Splats, bins: Bins, tiles: Array, last: Array) -> tuple[Array, Array]:
@@ -273,8 +277,8 @@ def _blend_chunk(layout: Layout, splats: _Splats, bins: Bins, tiles: Array, last
     def body(state: Any) -> Any:
         index, colour, remaining, ended = state
         block = _block(splats, bins, start, length, index, x, y, remaining, ended)
-        weight = block.alpha * block.transmittance
-        colour = colour + jnp.matmul(weight, block.features, precision=lax.Precision.HIGHEST)
+        weight = lax.optimization_barrier(block.alpha * block.transmittance)
+        colour = colour + jnp.einsum("tkp,tkc->tpc", weight, block.features, precision=lax.Precision.HIGHEST)
         return index + 1, colour, block.remaining, block.ended
 
     def unfinished(state: Any) -> Any:
@@ -299,23 +303,24 @@ def _differentiate_chunk(
     def body(state: Any) -> Any:
         index, before, remaining, ended, buffer = state
         block = _block(splats, bins, start, length, index, x, y, remaining, ended)
-        weight = block.alpha * block.transmittance
-        g = jnp.einsum("tpc,tkc->tpk", d_image, block.features, precision=lax.Precision.HIGHEST)
-        running = _running_sum(weight * g) + before[..., None]
-        behind = total[..., None] - running + d_end[..., None]
+        weight = lax.optimization_barrier(block.alpha * block.transmittance)
+        g = jnp.einsum("tpc,tkc->tkp", d_image, block.features, precision=lax.Precision.HIGHEST)
+        running = _running(jnp.add, weight * g) + before[:, None]
+        behind = (total + d_end)[:, None] - running
         d_alpha = block.transmittance * g - behind / (1 - block.alpha)
         d_log = jnp.where((block.alpha > 0) & ~block.clamped, d_alpha * block.alpha, 0)
+        d_log = lax.optimization_barrier(d_log)
         gradient = jnp.concatenate(
             [
                 _geometry_gradient(block.geometry, x, y, d_log),
-                jnp.einsum("tpk,tpc->tkc", weight, d_image, precision=lax.Precision.HIGHEST),
+                jnp.einsum("tkp,tpc->tkc", weight, d_image, precision=lax.Precision.HIGHEST),
             ],
             -1,
         )
         slot = jnp.where(block.valid, bins.slot[block.position], buffer.shape[0])
         # Slots belong to one (tile, splat): plain stores, no sums whose order could differ between runs.
         buffer = buffer.at[slot].set(gradient, mode="drop", unique_indices=True)
-        return index + 1, running[..., -1], block.remaining, block.ended, buffer
+        return index + 1, running[:, -1], block.remaining, block.ended, buffer
 
     def unfinished(state: Any) -> Any:
         return (state[0] < blocks) & ~jnp.all(state[3])
@@ -326,12 +331,12 @@ def _differentiate_chunk(
 
 
 def _geometry_gradient(geometry: Array, x: Array, y: Array, d_log: Array) -> Array:
-    """Cotangents of mean, conic and opacity from d_log [t, p, k], the cotangent of log alpha."""
+    """Cotangents of mean, conic and opacity from d_log [t, k, p], the cotangent of log alpha."""
     # Moments about the tile's middle are one small product; they are then moved to each splat's mean.
     middle_x, middle_y = (x[:, :1] + x[:, -1:]) / 2, (y[:, :1] + y[:, -1:]) / 2
     u, v = x - middle_x, y - middle_y
     monomials = jnp.stack([jnp.ones_like(u), u, v, u * u, u * v, v * v], -1)
-    moments = jnp.einsum("tpk,tpm->tkm", d_log, monomials, precision=lax.Precision.HIGHEST)
+    moments = jnp.einsum("tkp,tpm->tkm", d_log, monomials, precision=lax.Precision.HIGHEST)
     s0, su, sv, suu, suv, svv = (moments[..., i] for i in range(6))
     mean_x, mean_y, a, b, c, opacity = (geometry[..., i] for i in range(GEOMETRY))
     p, q = mean_x - middle_x, mean_y - middle_y

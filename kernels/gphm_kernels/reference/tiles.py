@@ -7,19 +7,19 @@ smaller than the longest list one tile can have: crowded scenes take more groups
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from gphm_kernels.reference.rows import fold_neighbours
+from gphm_kernels.reference.rows import sum_sorted_rows
 from gphm_kernels.varying import promote, varying_axes
 
 TILE = 16
-# Tiles visited together: the working set of a block of primitives seen from them stays in a core's cache.
-CHUNK = 4
 # Slots of the intersection buffer per primitive; more intersections than this take another group of tiles.
 SLOTS_PER_PRIMITIVE = 4
+SPARE_SLOTS = 4096  # for few primitives that cover many tiles
 
 # (primitives [s], tile columns [s], tile rows within the image [s]) -> does the primitive touch the tile?
 Touches = Callable[[Array, Array, Array], Array]
@@ -61,6 +61,11 @@ def make_layout(batch: int, width: int, height: int) -> Layout:
     return Layout(batch, width, height, -(-width // TILE), -(-height // TILE))
 
 
+def chunk_size() -> int:
+    """Tiles visited together: on CPU one, whose block of primitives stays in a core's cache; elsewhere, work enough."""
+    return 1 if jax.default_backend() == "cpu" else 64
+
+
 def bound(
     layout: Layout, x: tuple[Array, Array], y: tuple[Array, Array], image: Array, drawn: Array
 ) -> Rectangles:
@@ -97,6 +102,7 @@ def sweep(
     slots = capacity(layout, rectangles)
     listed = _count_tiles(layout, rectangles)
     axes = varying_axes(rectangles, carry)
+    size = chunk_size()
 
     def group(state: Any) -> Any:
         first, total = state
@@ -105,8 +111,8 @@ def sweep(
 
         def chunk(inner: Any) -> Any:
             tile, local = inner
-            tiles = tile + jnp.arange(CHUNK, dtype=jnp.int32)
-            return tile + CHUNK, visit(local, bins, tiles, last)
+            tiles = tile + jnp.arange(size, dtype=jnp.int32)
+            return tile + size, visit(local, bins, tiles, last)
 
         local = total if begin is None else begin()
         _, local = lax.while_loop(lambda inner: inner[0] < last, chunk, (first, local))
@@ -149,17 +155,15 @@ def from_tiles(layout: Layout, tiles: Array) -> Array:
 
 
 def sum_by_primitive(buffer: Array, bins: Bins) -> Array:
-    """Sums each primitive's slots, which are neighbours, by doubling strides: [slots, columns] -> [m, columns]."""
-    end = jnp.cumsum(bins.count)
-    sums = fold_neighbours(buffer, end[bins.primitive], bins.count)
-    return jnp.where((bins.count > 0)[:, None], sums[jnp.minimum(end - bins.count, buffer.shape[0] - 1)], 0)
+    """Sums each primitive's slots, which are neighbours: [slots, columns] -> [m, columns]; unused slots are zero."""
+    return sum_sorted_rows(buffer, bins.primitive, bins.count.shape[0])
 
 
 def capacity(layout: Layout, rectangles: Rectangles) -> int:
     """Slots of the intersection buffer: at least the primitives of one image, the longest list of a tile."""
     total = rectangles.left.shape[0]
     per_image = total // layout.batch
-    return max(1, min(SLOTS_PER_PRIMITIVE * total + 4096, total * layout.rows * layout.columns), per_image)
+    return max(1, min(SLOTS_PER_PRIMITIVE * total + SPARE_SLOTS, total * layout.rows * layout.columns), per_image)
 
 
 def _count_tiles(layout: Layout, rectangles: Rectangles) -> Int[Array, "tiles"]:
@@ -176,9 +180,9 @@ def _count_tiles(layout: Layout, rectangles: Rectangles) -> Int[Array, "tiles"]:
 def _group_end(listed: Array, first: Array, capacity: int) -> Array:
     """The last tile (exclusive) such that the lists from `first` on fit the buffer; at least one tile."""
     ahead = jnp.where(jnp.arange(listed.shape[0]) >= first, listed, 0)
-    # Saturating sums: a batch of crowded images has more intersections than int32 can count.
-    running = lax.associative_scan(lambda x, y: jnp.minimum(x + y, capacity + 1), ahead)
-    return jnp.sum(running <= capacity, dtype=jnp.int32)
+    # No list is longer than the capacity, so that even a sum that overflows int32 has exceeded the capacity before.
+    exceeds = jnp.cumsum(ahead) > capacity
+    return jnp.where(jnp.any(exceeds), jnp.argmax(exceeds), listed.shape[0]).astype(jnp.int32)
 
 
 def _bin(
@@ -188,18 +192,27 @@ def _bin(
     skipped = _tiles_before(layout, rectangles, first)
     count = _tiles_before(layout, rectangles, last) - skipped
     end = jnp.cumsum(count)
-    number = count.shape[0]
-    primitive = jnp.repeat(jnp.arange(number, dtype=jnp.int32), count, total_repeat_length=capacity)
     slot = jnp.arange(capacity, dtype=jnp.int32)
+    primitive = jnp.minimum(jnp.searchsorted(end, slot, side="right"), count.shape[0] - 1).astype(jnp.int32)
     # The n-th tile of a rectangle in row-major order, in closed form: no list of all tiles is ever made.
     nth = slot - (end - count - skipped)[primitive]
     columns = jnp.maximum(rectangles.columns[primitive], 1)
     row, column = rectangles.top[primitive] + nth // columns, rectangles.left[primitive] + nth % columns
     listed = (slot < end[-1]) & touches(primitive, column, row % layout.rows)
     key = jnp.where(listed, row * layout.columns + column, layout.tiles)
-    key, slot = lax.sort((key, slot), num_keys=1, is_stable=True)
+    key, slot = _sort_slots(key, slot, (layout.tiles + 1) * capacity)
     start = jnp.searchsorted(key, jnp.arange(layout.tiles + 1, dtype=jnp.int32)).astype(jnp.int32)
     return Bins(slot, primitive, count, start)
+
+
+def _sort_slots(key: Array, slot: Array, codes: int) -> tuple[Array, Array]:
+    """Sorts by key, then slot."""
+    if codes >= 2**31:
+        return lax.sort((key, slot), num_keys=1, is_stable=True)
+    # Both in one integer: on CPU a sort of one operand is four times faster than one that carries another.
+    capacity = slot.shape[0]
+    code = lax.sort(key * capacity + slot, is_stable=False)
+    return code // capacity, code % capacity
 
 
 def _tiles_before(layout: Layout, rectangles: Rectangles, tile: Array) -> Array:
