@@ -50,13 +50,13 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.finetune.update(steps=400, frames=1)
     # For a few hundred steps; the paper's rates are for 2000.
     c.finetune.rates.update(
-        networks=2e-4,
-        refine=3e-4,
-        positions=2e-4,
-        color=5e-3,
-        log_scales=5e-3,
-        quats=2e-3,
-        opacity_logits=2e-2,
+        networks=1e-3,
+        refine=1e-3,
+        positions=5e-4,
+        color=2e-2,
+        log_scales=1e-2,
+        quats=5e-3,
+        opacity_logits=4e-2,
     )
     c.finetune.schedule.update(warmup_steps=10, hold_fraction=0.5, final_fraction=0.05)
     c.finetune.losses.update(perceptual=0.1, perceptual_crop=64, face_gain=2.0)

@@ -52,7 +52,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.gaussian.update(num_splats=16_384, initial_opacity=0.3)
     c.start.sdf = "hull"
     c.stage1.update(steps=160, identities=1, frames=1, views=3)
-    c.stage1.rates.update(networks=1e-3, refine=2e-3, codes=5e-3, landmarks=1e-4, pose_corrections=1e-5)
+    c.stage1.rates.update(networks=2e-3, refine=2e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5)
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.5, final_fraction=0.1)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0, face_gain=3.0)
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.

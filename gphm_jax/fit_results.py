@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from gphm_jax import metrics, report
@@ -20,10 +19,10 @@ from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage, directions
 from gphm_jax.fit_settings import FitSettings
-from gphm_jax.fitting import Fittable, FrameCodes
+from gphm_jax.fitting import FrameCodes
 from gphm_jax.logs import image_grid, read_metrics
 from gphm_jax.perceptual import load_lpips, lpips
-from gphm_jax.types import Camera, Pose
+from gphm_jax.types import Batch, Camera, Pose, Render
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
 ANGLE_STEP = 5  # degrees: cameras aside are counted with the nearest multiple
@@ -183,15 +182,14 @@ def _truth(
 
 
 def sample_columns(
-    model: Fittable, footage: FitFootage, *, backend: str
+    draw: Callable[[Batch], Render], footage: FitFootage
 ) -> dict[str, Float[np.ndarray, "n h w *c"]]:
     """Truth, coarse, fine and alpha of a few training, held-out and aside pictures, for a grid."""
-    draw = nnx.jit(lambda fitted, batch: fitted.picture(batch, backend))
     columns: dict[str, list[np.ndarray]] = {"truth": [], "coarse": [], "fine": [], "alpha": []}
     aside = [_outermost(item) for item in spread(footage.aside, _GRID_ROWS)]
     picked = (*spread(footage.training, _GRID_ROWS), *spread(footage.held_out, _GRID_ROWS), *aside)
     for _, batch in evaluation_batches(footage.pixels, picked, references=footage.driven):
-        picture = draw(model, batch)
+        picture = draw(batch)
         for name, image in zip(
             columns, (batch.image, picture.coarse, picture.fine, picture.alpha), strict=True
         ):

@@ -21,6 +21,7 @@ from gphm_jax.fitting import FitStep
 from gphm_jax.logs import RunLog, read_metrics
 from gphm_jax.settings import Settings
 from gphm_jax.state import Checkpoints, TrainState, abstract_like
+from gphm_jax.types import Batch, Render
 
 # Settings that may change between a fit and its resumption without making it another fit.
 _FREE = ("log", "backend", "cache_gb", "evaluation", "preview")
@@ -78,9 +79,14 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
         pixels=fit.footage.pixels,
     )
 
+    @jax.jit
+    def picture(params: Any, fixed: Any, batch: Batch) -> Render:
+        return nnx.merge(step.graphdef, params, fixed).picture(batch, fit.settings.backend)
+
     def draw(state: TrainState, done: int) -> None:
-        model = nnx.merge(step.graphdef, state.params, state.fixed, copy=True)
-        columns = fit_results.sample_columns(model, fit.footage, backend=fit.settings.backend)
+        columns = fit_results.sample_columns(
+            lambda batch: picture(state.params, state.fixed, batch), fit.footage
+        )
         fit.log.images(step.name, done, columns)
 
     observer = loop.Observer(

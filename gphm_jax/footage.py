@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from gphm_jax import runtime
 from gphm_jax.data.layout import Dataset, Selection, mean_canonical_landmarks, open_dataset, select
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions, pixel_source
@@ -56,22 +57,23 @@ def embedded_heads(settings: Settings, cache: pathlib.Path) -> pathlib.Path:
     heads = settings.synthetic
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(heads), sort_keys=True).encode()).hexdigest()[:8]
     out = cache / f"synthetic-{digest}"
-    logging.info("synthetic heads in %s", out)
-    synthesize(
-        Request(
-            out=out.resolve(),
-            first_identity=0,
-            identities=heads.identities,
-            expressions=heads.expressions,
-            frames=heads.expressions,
-            views=heads.views,
-            heldout_views=heads.heldout_views,
-            expression_images=heads.expression_images,
-            size=heads.size,
-            seed=heads.seed,
-            capture="multiview",
-        )
+    request = Request(
+        out=out.resolve(),
+        first_identity=0,
+        identities=heads.identities,
+        expressions=heads.expressions,
+        frames=heads.expressions,
+        views=heads.views,
+        heldout_views=heads.heldout_views,
+        expression_images=heads.expression_images,
+        size=heads.size,
+        seed=heads.seed,
+        capture="multiview",
     )
+    if runtime.is_leader():
+        logging.info("synthetic heads in %s", out)
+        synthesize(request)
+    runtime.wait_for_all("synthetic heads")
     return out
 
 

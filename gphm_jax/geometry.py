@@ -36,7 +36,7 @@ def axis_angle_to_quaternion(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "
     return jnp.concatenate([real[..., None], factor[..., None] * axis_angle], axis=-1)
 
 
-def quaternion_multiply(first: Float[Array, "*b 4"], second: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
+def quaternion_multiply(first: Float[Array, "*#b 4"], second: Float[Array, "*#b 4"]) -> Float[Array, "*b 4"]:
     """Hamilton product (wxyz): the rotation `second` followed by `first`."""
     w1, x1, y1, z1 = (first[..., i] for i in range(4))
     w2, x2, y2, z2 = (second[..., i] for i in range(4))

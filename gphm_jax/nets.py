@@ -47,7 +47,10 @@ def positional_encoding(x: Float[Array, "*b 3"], octaves: int) -> Float[Array, "
 
 
 class MLP(nnx.Module):
-    """Fully connected network with `depth` hidden ReLU layers and, optionally, a code in its first layer."""
+    """Fully connected network with `depth` hidden ReLU layers and, optionally, a code in its first layer.
+
+    `code_scale` is the standard deviation of the code's product at the start, for a code of unit variance.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class MLP(nnx.Module):
         width: int,
         depth: int,
         code_dim: int = 0,
+        code_scale: float = 1.0,
         zero_last: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -68,7 +72,8 @@ class MLP(nnx.Module):
                 for a, b in zip(sizes[:-1], sizes[1:], strict=True)
             ]
         )
-        self.code = nnx.Linear(code_dim, width, use_bias=False, rngs=rngs) if code_dim else None
+        code_init = nnx.initializers.variance_scaling(code_scale**2, "fan_in", "truncated_normal")
+        self.code = nnx.Linear(code_dim, width, use_bias=False, kernel_init=code_init, rngs=rngs) if code_dim else None
         last_init = nnx.initializers.zeros_init() if zero_last else nnx.initializers.lecun_normal()
         self.last = nnx.Linear(sizes[-1], features_out, kernel_init=last_init, rngs=rngs)
 
@@ -184,8 +189,16 @@ class HeadNetworks(nnx.Module):
     def __init__(self, config: NetworkConfig, *, face_size: int, nonface_size: int, rngs: nnx.Rngs):
         d = config.feature_dim
         point_mlp = functools.partial(MLP, width=config.width, depth=config.depth, rngs=rngs)
+        # z_id lies in the unit ball, so that its entries are of order 1 / sqrt(dim): without the factor an
+        # identity would hardly be heard beside the point's features, and be learnt as slowly.
         self.injection = MLP(
-            d, d, width=config.width, depth=config.injection_depth, code_dim=config.identity_dim, rngs=rngs
+            d,
+            d,
+            width=config.width,
+            depth=config.injection_depth,
+            code_dim=config.identity_dim,
+            code_scale=config.identity_dim**0.5,
+            rngs=rngs,
         )
         self.identity = point_mlp(d, 3, zero_last=True)
         self.expression = point_mlp(d, 3, code_dim=config.expression_dim, zero_last=True)

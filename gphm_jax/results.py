@@ -30,9 +30,9 @@ def sample_drawer(run: Run, stage: Stage, graphdef: Any) -> Callable[[TrainState
     """Draws truth, coarse, fine and alpha of a few fixed training and held-out pictures."""
 
     def draw(state: TrainState, step: int) -> None:
+        render = renderer(run, stage, graphdef, state)
         if not runtime.is_leader():
             return
-        render = renderer(run, stage, graphdef, state)
         columns: dict[str, list[np.ndarray]] = {"truth": [], "coarse": [], "fine": [], "alpha": []}
         for picks in (
             spread(run.footage.training, GRID_ROWS // 2),
@@ -73,6 +73,7 @@ def stage_figures(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> d
 
 def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: dict[str, Any]) -> None:
     """Evaluates all held-out cameras, and writes metrics.json, heldout/ and report.html."""
+    render = renderer(run, stage, graphdef, state)
     if not runtime.is_leader():
         return
     figures = {
@@ -82,7 +83,7 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
     }
     if run.footage.held_out:
         figures["heldout_views"] = evaluate(
-            renderer(run, stage, graphdef, state),
+            render,
             run.footage.pixels,
             run.footage.held_out,
             run.footage.training,
@@ -98,7 +99,7 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
 
 
 def renderer(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> Callable[..., Any]:
-    """A compiled renderer of the state as it is now."""
+    """A compiled renderer of the state as it is now; every process of a cluster run must ask for it together."""
     return make_renderer(
         stage, graphdef, state, StepContext(weights=LossWeights(), backend=run.settings.backend)
     )

@@ -10,6 +10,7 @@ import sys
 
 import jax
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from gphm_jax.errors import InputError
 
@@ -48,6 +49,12 @@ def start() -> None:
 def is_leader() -> bool:
     """Whether this process writes logs, pictures and figures."""
     return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of a cluster run has called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def peak_memory_bytes() -> int:

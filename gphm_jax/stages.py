@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from gphm_jax.errors import InputError, TrainingError
@@ -192,5 +193,12 @@ def make_renderer(
     def render(params: Any, fixed: Any, batch: Batch) -> Render:
         return stage.render(nnx.merge(graphdef, params, fixed), batch, alone)[0]
 
-    params, fixed = jax.device_get((state.params, state.fixed))
+    params, fixed = host_values((state.params, state.fixed))
     return lambda batch: render(params, fixed, batch)
+
+
+def host_values(tree: Any) -> Any:
+    """Arrays of all devices as NumPy arrays; every process of a cluster run must call it together."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -164,7 +164,7 @@ def make_step(
             return total_loss(loss_function(model, batch, perceptual, key, context), context.weights)
 
         (_, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        scalars["gradient_norm"] = optax.global_norm(gradients)
+        scalars["gradient_norm"] = optax.tree.norm(gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(state, step=state.step + 1, params=params, optimizer=moments), scalars

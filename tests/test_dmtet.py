@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from gphm_kernels import edge_interpolate, grid_vertices, marching_tetrahedra
 
 RESOLUTION = (9, 8, 10)

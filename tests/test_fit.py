@@ -229,14 +229,14 @@ def test_finetuning_moves_what_it_may_within_its_limits(toy):
     fit = finetune_fit(toy, position=1e-3, color=0.02)
     settings = FinetuneSettings(
         losses=FitWeights(perceptual=0.0, alpha=0.5, anchor=0.1),
-        rates=Rates(positions=1e-2, color=1e-2),
+        rates=Rates(positions=1e-2, color=1e-2, pose_corrections=0.0),
         trust_pixels=0.5,
     )
     filled = jnp.ones(300).at[:50].set(0.0)
     for few in (False, True):
         step = finetune_step(fit, settings, steps=8, few_images=few, filled=filled, backend="auto", seed=0)
         fitted, rows = run_steps(step, footage, 4)
-        assert rows[-1]["loss"] < rows[0]["loss"] and np.isfinite(float(rows[-1]["anchor"]))
+        assert rows[-1]["coarse"] < rows[0]["coarse"] and 0.0 == rows[0]["anchor"] < rows[-1]["anchor"]
         moved = np.abs(np.asarray(fitted.avatar.positions[...] - fit.start["positions"][...])).max(axis=1)
         assert moved[:50].max() == 0.0  # never seen
         assert 0.9e-3 < moved.max() <= 1e-3 + 1e-7
@@ -286,5 +286,4 @@ def test_an_interrupted_step_goes_on_to_the_same_bits(toy, tmp_path):
     half = run(tmp_path / "parts", 2)
     assert np.abs(whole - half).max() > 0
     np.testing.assert_array_equal(run(tmp_path / "parts", 4), whole)
-    np.testing.assert_array_equal(run(tmp_path / "parts", 4), whole)  # already there: nothing is run
     assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [2, 4]

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gphm_kernels import antialias, interpolate, rasterize_mesh
-from gphm_kernels.reference.rows import segment_sum_rows, sum_sorted_rows
-from gphm_kernels.silhouettes import opposite_vertices
 from jax.sharding import PartitionSpec
+
+from gphm_kernels import antialias, interpolate, rasterize_mesh
+from gphm_kernels.reference import rows
+from gphm_kernels.silhouettes import opposite_vertices
 
 WIDTH, HEIGHT = 23, 19
 
@@ -82,8 +83,9 @@ def test_faces_through_the_camera_plane_are_cut():
     covered = (depth >= near) & (depth <= far)
     assert 4 < covered.sum() < 9
     np.testing.assert_array_equal(raster[..., 3], np.repeat(covered[:, None], 16, 1))
+    depth = depth[covered]
     expected = ((far + near) * depth - 2 * far * near) / (far - near) / depth
-    np.testing.assert_allclose(raster[covered, :, 2], np.repeat(expected[covered, None], 16, 1), atol=1e-4)
+    np.testing.assert_allclose(raster[covered, :, 2], np.repeat(expected[:, None], 16, 1), atol=1e-4)
 
 
 def test_shared_edges_are_drawn_once():
@@ -258,14 +260,21 @@ def test_opposite_vertices():
     np.testing.assert_array_equal(opposite_vertices(faces), expected)
 
 
+def test_closed_surface_has_a_neighbour_at_every_edge():
+    _, faces = octahedra()
+    opposite = np.asarray(opposite_vertices(faces))
+    assert np.all(opposite[:16] >= 0) and np.all(opposite[16] == -1)
+    for face, row in zip(np.asarray(faces)[:16], opposite[:16], strict=True):
+        # Across an octahedron's edge lies the vertex opposite to the corner: its antipode.
+        np.testing.assert_array_equal(row, face ^ 1)
+
+
 def test_row_sums_agree_on_every_platform():
     """The sums by sorting, which GPUs use, and those by scattering, which CPUs use."""
-    from gphm_kernels.reference import rows
-
     rng = np.random.default_rng(3)
     values = jnp.asarray(rng.normal(size=(2, 50, 3)), jnp.float32)
     ids = jnp.asarray(rng.integers(-1, 9, size=(2, 50)), jnp.int32)
-    sums = segment_sum_rows(values, ids, num_segments=8)
+    sums = rows.segment_sum_rows(values, ids, num_segments=8)
     expected = np.zeros((2, 8, 3))
     for b, r in np.ndindex(2, 50):
         if 0 <= ids[b, r] < 8:
@@ -274,7 +283,7 @@ def test_row_sums_agree_on_every_platform():
     order = np.argsort(ids[0], kind="stable")[np.sort(ids[0]) >= 0]
     sorted_ids, sorted_values = ids[0][order], values[0][order]
     np.testing.assert_allclose(rows._fold(sorted_values, sorted_ids, 8), expected[0], atol=1e-5)
-    np.testing.assert_allclose(sum_sorted_rows(sorted_values, sorted_ids, 8), expected[0], atol=1e-5)
+    np.testing.assert_allclose(rows.sum_sorted_rows(sorted_values, sorted_ids, 8), expected[0], atol=1e-5)
 
 
 def test_gradients_under_shard_map():
@@ -305,7 +314,7 @@ RASTER = np.zeros((5, 6, 4), np.float32)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: unwrapped(rasterize_mesh)(CLIP[:, :3], FACES, width=4, height=4), r"clip_positions has shape \(4, 3\)"),
+        (lambda: unwrapped(rasterize_mesh)(CLIP[1:, :3], FACES, width=4, height=4), r"positions has shape \(3, 3\)"),
         (lambda: unwrapped(rasterize_mesh)(CLIP, FACES[:, :2], width=4, height=4), r"faces has shape \(2, 2\)"),
         (lambda: unwrapped(rasterize_mesh)(CLIP, FACES * 1.0, width=4, height=4), "faces is float"),
         (lambda: unwrapped(rasterize_mesh)(CLIP, FACES, width=4, height=0), "height=0"),

@@ -45,8 +45,9 @@ def opposite_vertices(faces: Int[Array, "f 3"]) -> Int[Array, "f 3"]:
     same = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     same_next = jnp.append(same, False)
     same_before = jnp.append(False, same)
-    single_pair = jnp.append(~same_next[1:], True) & jnp.append(True, ~same_before[:-1])
-    paired = single_pair & (same_next ^ same_before)
+    # A run of three or more goes on beyond the neighbour.
+    longer = (same_next & jnp.append(same_next[1:], False)) | (same_before & jnp.append(False, same_before[:-1]))
+    paired = (same_next ^ same_before) & ~longer
     partner = jnp.where(same_next, jnp.roll(slot, -1), jnp.roll(slot, 1))
     corner = jnp.where(paired, faces.reshape(-1)[partner], -1)
     return jnp.zeros_like(corner).at[slot].set(corner, unique_indices=True).reshape(number, 3)

@@ -1,0 +1,50 @@
+"""Two processes train together as one: the flags of a cluster run, on this machine."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+from tests.dataset_fixture import write_dataset
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(dataset, workdir, *extra):
+    return [
+        sys.executable, "train.py", "--config=configs/mesh.py:tiny", f"--config.data.path={dataset}", f"--workdir={workdir}",
+        "--config.stage1.steps=6", "--config.log.every=2", "--config.log.checkpoint_every=6", "--config.log.grid_every=6",
+        "--config.stage1.identities=2", "--config.stage1.views=1", "--config.start.sdf=ellipsoid", "--config.start.sdf_steps=60",
+        *extra,
+    ]  # fmt: skip
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_like_one(tmp_path):
+    dataset = write_dataset(tmp_path / "data")
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    alone = subprocess.run(
+        command(dataset, tmp_path / "one"), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    together = [
+        subprocess.Popen(
+            command(dataset, tmp_path / "two", *flags, f"--process={n}"), cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    texts = [process.communicate(timeout=200)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0], texts[0][-2000:] + texts[1][-2000:]
+    assert len(losses(tmp_path / "two")) == 3
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
