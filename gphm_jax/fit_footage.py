@@ -128,8 +128,8 @@ def _with_camera(items: Sequence[Selection], view: str, path: pathlib.Path) -> l
             rest = tuple(index for index in item.views if index != first)
             found.append(Selection(frame=item.frame, views=(first, *rest)))
     if not found:
-        names = listed([record.name for record in items[0].frame.views])
-        raise InputError(f"no camera '{name}' in {path}: --config.view must be one of {names}")
+        known = listed([record.name for record in items[0].frame.views])
+        raise InputError(f"no camera '{name}' in {path}: --config.view must be one of {known}")
     return found
 
 

@@ -186,7 +186,9 @@ class FitStep:
 
 def identity_step(fit: IdentityFit, settings: IdentitySettings, *, backend: str, seed: int) -> FitStep:
     """Step 1: nothing moves but z_id."""
-    graphdef, params, fixed = nnx.split(fit, lambda path, _: path[0] == "identity_code", ...)
+    graphdef, params, fixed = nnx.split(  # type: ignore[misc]  # the stubs lose the count
+        fit, lambda path, _: path[0] == "identity_code", ...
+    )
     optimizer = adam(settings.rates, settings.schedule, steps=settings.steps)
     context = StepContext(weights=settings.losses, backend=backend)
     state = TrainState(
@@ -215,7 +217,7 @@ def finetune_step(
 
     `filled` is each splat's `visibility`.
     """
-    free = {("avatar", name) for name in (*_POINTS, "dynamics")}
+    free: set[tuple[str, ...]] = {("avatar", name) for name in (*_POINTS, "dynamics")}
     if settings.rates.pose_corrections:
         free.add(("pose_corrections",))
     if not few_images:
@@ -224,7 +226,7 @@ def finetune_step(
     def moves(path: tuple[Any, ...], _: Any) -> bool:
         return any(tuple(path[: len(prefix)]) == prefix for prefix in free)
 
-    graphdef, params, fixed = nnx.split(fit, moves, ...)
+    graphdef, params, fixed = nnx.split(fit, moves, ...)  # type: ignore[misc]  # the stubs lose the count
     optimizer = optax.chain(
         adam(settings.rates, settings.schedule, steps=steps), _trusting(filled, settings.trust_pixels)
     )

@@ -8,18 +8,19 @@ import subprocess
 import sys
 
 import numpy as np
+
 from tests.dataset_fixture import write_dataset
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def command(dataset, workdir, *extra):
-    return [
-        sys.executable, "train.py", "--config=configs/mesh.py:tiny", f"--config.data.path={dataset}", f"--workdir={workdir}",
-        "--config.stage1.steps=6", "--config.log.every=2", "--config.log.checkpoint_every=6", "--config.log.grid_every=6",
-        "--config.stage1.identities=2", "--config.stage1.views=1", "--config.start.sdf=ellipsoid", "--config.start.sdf_steps=60",
-        *extra,
-    ]  # fmt: skip
+    settings = {
+        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 60, "stage1.steps": 6, "stage1.identities": 2,
+        "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 6, "log.grid_every": 6,
+    }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "train.py", "--config=configs/mesh.py:tiny", f"--workdir={workdir}", *flags, *extra]
 
 
 def losses(workdir):
@@ -30,7 +31,12 @@ def test_two_processes_train_like_one(tmp_path):
     dataset = write_dataset(tmp_path / "data")
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     alone = subprocess.run(
-        command(dataset, tmp_path / "one"), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        command(dataset, tmp_path / "one"),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert alone.returncode == 0, alone.stderr[-2000:]
     with socket.socket() as probe:
@@ -43,7 +49,7 @@ def test_two_processes_train_like_one(tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for n in range(2)
-    ]  # fmt: skip
+    ]
     texts = [process.communicate(timeout=200)[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], texts[0][-2000:] + texts[1][-2000:]
     assert len(losses(tmp_path / "two")) == 3

@@ -94,7 +94,8 @@ def _leading(shape: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, .
 def _extract(
     inside: Bool[Array, "x y z"], *, max_vertices: int, max_faces: int
 ) -> tuple[Int[Array, "m 2"], Int[Array, "k 3"], Int[Array, "2"], Bool[Array, ""]]:
-    shape = inside.shape
+    nx, ny, nz = inside.shape
+    shape = (nx, ny, nz)
     offsets = _corner_offsets(shape)
     crossing = _crossing_bits(inside)
     code_faces, code_edges = _cube_table()

@@ -129,9 +129,10 @@ def antialias(
     if not (positions.shape[1] and faces.shape[0]):
         return image.reshape(*batch, *image.shape[1:])
     image, raster, positions = promote((image, raster, positions), varying_axes(image, raster, positions, faces))
+    height, width = image.shape[1:3]
     result = image
     for axis, pairs in crossing_pairs(lax.stop_gradient(raster), lax.stop_gradient(positions), faces):
-        t = _crossing_fraction(positions, faces, pairs, axis, image.shape[1:3], backend)
+        t = _crossing_fraction(positions, faces, pairs, axis, (height, width), backend)
         result = result + _blend_pairs(image, t, pairs.active, pairs.first_nearer, axis)
     return result.reshape(*batch, *image.shape[1:])
 

@@ -126,7 +126,9 @@ def _project(
     fixed = jax.tree.map(lax.stop_gradient, (raw, camera))
     drawn = finite & _drawable(fixed[0], near, far)
     fixed_points, fixed_quats, fixed_scales = _replace(drawn, fixed[0])
-    means2d, conics = _project_points(fixed_points, fixed_quats, fixed_scales, *fixed[1][::2], eps2d)
+    means2d, conics = _project_points(
+        fixed_points, fixed_quats, fixed_scales, fixed[1][0], fixed[1][2], eps2d
+    )
     drawn &= jnp.all(_finite(means2d), -1) & jnp.all(_finite(conics), -1)
     drawn &= (conics[..., 0] > 0) & (conics[..., 2] > 0)
 

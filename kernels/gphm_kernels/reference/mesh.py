@@ -165,7 +165,7 @@ def _depths(corners: Array, x: Array, y: Array, middle_x: Array, middle_y: Array
         ex, ey, one = (planes[:, 3 * n + m, :, None] for m in range(3))
         return ex * x[:, None] + ey * y[:, None] + one
 
-    inside = (determinant != 0)[..., None]
+    inside = jnp.not_equal(determinant, 0)[..., None]
     for i in range(3):
         edge = value(i)
         ex, ey = planes[:, 3 * i, :, None], planes[:, 3 * i + 1, :, None]

@@ -53,7 +53,7 @@ class Bins(NamedTuple):
 
     slot: Int[Array, "s"]  # sorted position -> slot; slots are ordered by primitive
     primitive: Int[Array, "s"]  # slot -> primitive
-    count: Int[Array, "m"]  # primitive -> its slots
+    slots: Int[Array, "m"]  # primitive -> its slots
     start: Int[Array, "tiles+1"]  # tile -> its first sorted position
 
 
@@ -156,7 +156,7 @@ def from_tiles(layout: Layout, tiles: Array) -> Array:
 
 def sum_by_primitive(buffer: Array, bins: Bins) -> Array:
     """Sums each primitive's slots, which are neighbours: [slots, columns] -> [m, columns]; unused slots are zero."""
-    return sum_sorted_rows(buffer, bins.primitive, bins.count.shape[0])
+    return sum_sorted_rows(buffer, bins.primitive, bins.slots.shape[0])
 
 
 def capacity(layout: Layout, rectangles: Rectangles) -> int:
@@ -208,7 +208,8 @@ def _bin(
 def _sort_slots(key: Array, slot: Array, codes: int) -> tuple[Array, Array]:
     """Sorts by key, then slot."""
     if codes >= 2**31:
-        return lax.sort((key, slot), num_keys=1, is_stable=True)
+        key, slot = lax.sort((key, slot), num_keys=1, is_stable=True)
+        return key, slot
     # Both in one integer: on CPU a sort of one operand is four times faster than one that carries another.
     capacity = slot.shape[0]
     code = lax.sort(key * capacity + slot, is_stable=False)
