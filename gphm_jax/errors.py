@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app
-from ml_collections import config_flags as _config_flags  # noqa: F401  (registers its flag parsers before app.run)
+from absl import app, flags
 
 
 class InputError(ValueError):
@@ -41,8 +40,6 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
         return 0
 
     def flags_parser(argv: list[str]) -> list[str]:
-        from absl import flags
-
         try:
             return flags.FLAGS(argv)
         except (flags.Error, ValueError, AttributeError, KeyError, InputError) as error:

@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def command(dataset, workdir, *extra):
     settings = {
-        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 60, "stage1.steps": 6, "stage1.identities": 2,
-        "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 6, "log.grid_every": 6,
+        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 60, "stage1.steps": 6,
+        "stage1.identities": 2, "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 6, "log.grid_every": 6,
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return [sys.executable, "train.py", "--config=configs/mesh.py:tiny", f"--workdir={workdir}", *flags, *extra]
