@@ -107,7 +107,7 @@ class GaussianModel(nnx.Module):
         points = jnp.concatenate([self.positions[...], self.landmarks[...]])
         features = jnp.concatenate([self.features[...], self.landmark_features[...]])
         nets = self.networks
-        h = nets.injection(features, code)
+        h = nets.inject(features, code)
         offsets = self.attributes(h[..., :n, :])
         return Neutral(
             features=h,

@@ -152,7 +152,7 @@ class GuideModel(nnx.Module):
         points = jnp.concatenate([vertices, landmarks])
         features = jnp.concatenate([features, self.field(landmarks)[1]])
         nets = self.networks
-        h = nets.injection(features, self.subjects.identity_code(batch.identity))
+        h = nets.inject(features, self.subjects.identity_code(batch.identity))
         neutral = points[None] + nets.identity(h)
         weight = expression_weight(points, landmarks, self.config.region_near, self.config.region_far)
         expression, motion = nets.displacement(

@@ -26,6 +26,7 @@ class NetworkConfig:
     width: int = 512  # hidden layers of every point MLP
     depth: int = 4  # hidden layers of f_mean, f_id, f_exp, f_nf, f_col, f_att
     injection_depth: int = 8  # hidden layers of f_inj
+    injection_residual: bool = False  # H = gamma + f_inj(gamma, z_id): short runs learn point detail sooner
     feature_dim: int = 128  # D, inferred
     identity_dim: int = 512  # z_id
     expression_dim: int = 128  # z_exp and z_nf, inferred
@@ -200,6 +201,7 @@ class HeadNetworks(nnx.Module):
             code_scale=config.identity_dim**0.5,
             rngs=rngs,
         )
+        self.injection_residual = config.injection_residual
         self.identity = point_mlp(d, 3, zero_last=True)
         self.expression = point_mlp(d, 3, code_dim=config.expression_dim, zero_last=True)
         self.motion = point_mlp(d, 3, code_dim=config.expression_dim, zero_last=True)
@@ -214,6 +216,11 @@ class HeadNetworks(nnx.Module):
         self.refine = UNet(
             channels=NUM_CHANNELS, widths=config.refine_widths, patch=config.refine_patch, rngs=rngs
         )
+
+    def inject(self, features: Float[Array, "m d"], code: Float[Array, "i z"]) -> Float[Array, "i m d"]:
+        """H = f_inj(gamma, z_id) (eqs. 2, 5), on top of gamma itself where the config asks for it."""
+        h = self.injection(features[None], code)
+        return h + features[None] if self.injection_residual else h
 
     def displacement(
         self,

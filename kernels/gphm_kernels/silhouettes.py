@@ -15,7 +15,7 @@ class Pairs(NamedTuple):
     active: Bool[Array, "b y x"]  # the pair straddles a silhouette
     first_nearer: Bool[Array, "b y x"]  # the nearer face is the first pixel's
     face: Int[Array, "b y x"]  # the nearer face
-    edge: Int[Array, "b y x"]  # its edge that the segment between the centres crosses; edge i lies opposite corner i
+    edge: Int[Array, "b y x"]  # its edge on the way from one centre to the other; edge i is opposite corner i
 
 
 def crossing_pairs(
