@@ -37,7 +37,7 @@ from gphm_jax.fitting import (
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog
 from gphm_jax.perceptual import load_lpips
-from gphm_jax.settings import from_mapping
+from gphm_jax.settings import read_flag
 from gphm_jax.stages import load_prior
 from gphm_jax.video import write_video
 
@@ -70,11 +70,11 @@ def main(argv: Sequence[str]) -> None:
 def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]:
     """The settings and the three paths; what is missing is an `InputError`."""
     for flag, example in (
-        (_CONFIG, "configs/fit.py"), (_PRIOR, "WORKDIR"), (_INPUT, "DIR"), (_OUT, "DIR")
+        (_PRIOR, "WORKDIR"), (_INPUT, "DIR"), (_OUT, "DIR")
     ):  # fmt: skip
         if flag.value is None:
             raise InputError(f"--{flag.name} is missing: add --{flag.name}={example}")
-    settings = from_mapping(FitSettings, _CONFIG.value.to_dict())
+    settings = read_flag(FitSettings, _CONFIG)
     return settings, pathlib.Path(_PRIOR.value), pathlib.Path(_INPUT.value), pathlib.Path(_OUT.value)
 
 

@@ -16,14 +16,14 @@ from ml_collections import config_flags
 
 from gphm_jax import loop, results, runtime
 from gphm_jax.data.sampler import BatchSampler, evaluation_batches, prefetch
-from gphm_jax.errors import InputError, run_main
+from gphm_jax.errors import run_main
 from gphm_jax.footage import batch_options, first_frames, open_footage
 from gphm_jax.guide import GuideModel
 from gphm_jax.logs import RunLog
 from gphm_jax.optim import adam
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
-from gphm_jax.settings import Settings, StageSettings, from_mapping
+from gphm_jax.settings import Settings, StageSettings, read_flag
 from gphm_jax.sharding import device_mesh, global_batch, state_sharding
 from gphm_jax.stages import (
     GAUSSIANS,
@@ -48,9 +48,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default ru
 def main(argv: Sequence[str]) -> None:
     """The order of events."""
     del argv
-    if _CONFIG.value is None:
-        raise InputError("no config: run `python train.py --config=configs/gaussian.py`")
-    settings = from_mapping(Settings, _CONFIG.value.to_dict())
+    settings = read_flag(Settings, _CONFIG)
     runtime.start()
     path = pathlib.Path(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}")
     workdir = Workdir.open(path, settings)

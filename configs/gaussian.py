@@ -77,6 +77,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.gaussian.num_splats = 2_048
     c.start.sdf_steps = 100
     c.stage1.update(steps=40, views=2)
+    c.stage1.schedule.warmup_steps = c.stage2.schedule.warmup_steps = 2
     c.stage2.update(steps=60, frames=2)
     c.stage2.losses.perceptual_crop = 32
     c.log.update(every=5, grid_every=40, checkpoint_every=20)

@@ -42,8 +42,16 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     def flags_parser(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, ValueError, AttributeError, KeyError, InputError) as error:
-            print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
+            print(f"error: {_first_line(error)}", file=sys.stderr)
             sys.exit(2)
 
     app.run(guarded, flags_parser=flags_parser)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, in one line: the `InputError` that a config file raised, else the error's own first line."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # The flag parser reports a config file's error as the text of its traceback.
+    named = [line.split("InputError: ", 1)[1] for line in lines if "InputError: " in line]
+    return named[-1] if named else lines[0]

@@ -51,13 +51,13 @@ def quaternion_multiply(first: Float[Array, "*#b 4"], second: Float[Array, "*#b 
     )
 
 
-def to_world(points: Float[Array, "*b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
+def to_world(points: Float[Array, "*#b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
     """Applies a head pose: x_world = S R x + T. The pose's batch axes match the points' leading ones."""
     rotation = axis_angle_to_matrix(pose.rotation) * pose.scale[..., None, None]
     return points @ jnp.swapaxes(rotation, -1, -2) + pose.translation[..., None, :]
 
 
-def to_canonical(points: Float[Array, "*b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
+def to_canonical(points: Float[Array, "*#b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
     """The inverse of `to_world`."""
     return (
         (points - pose.translation[..., None, :])
@@ -66,13 +66,13 @@ def to_canonical(points: Float[Array, "*b n 3"], pose: Pose) -> Float[Array, "*b
     )
 
 
-def to_camera(points: Float[Array, "*b n 3"], camera: Camera) -> Float[Array, "*b n 3"]:
+def to_camera(points: Float[Array, "*#b n 3"], camera: Camera) -> Float[Array, "*b n 3"]:
     """World to camera coordinates (OpenCV)."""
     matrix = camera.world_to_camera
     return points @ jnp.swapaxes(matrix[..., :3, :3], -1, -2) + matrix[..., None, :3, 3]
 
 
-def to_pixels(points: Float[Array, "*b n 3"], camera: Camera) -> Float[Array, "*b n 2"]:
+def to_pixels(points: Float[Array, "*#b n 3"], camera: Camera) -> Float[Array, "*b n 2"]:
     """World points to pixels; points at or behind the camera are clamped to depth 1e-3 and are meaningless."""
     local = to_camera(points, camera)
     homogeneous = local @ jnp.swapaxes(camera.intrinsics, -1, -2)
@@ -80,7 +80,7 @@ def to_pixels(points: Float[Array, "*b n 3"], camera: Camera) -> Float[Array, "*
 
 
 def to_clip(
-    points: Float[Array, "*b n 3"],
+    points: Float[Array, "*#b n 3"],
     camera: Camera,
     *,
     width: int,

@@ -96,6 +96,18 @@ class Settings:
     log: LogSettings = LogSettings()
 
 
+def read_flag(cls: type[T], holder: Any) -> T:
+    """The settings of a `--config` flag; a file that cannot be read is an `InputError`."""
+    if holder.value is None:
+        raise InputError("no config: add --config=configs/NAME.py[:PRESET], for example configs/gaussian.py")
+    try:
+        values = holder.value.to_dict()
+    except OSError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "Errno" in line] or [str(error).splitlines()[0]]
+        raise InputError(f"cannot read --config: {lines[0]}; give configs/NAME.py[:PRESET]") from error
+    return from_mapping(cls, values)
+
+
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
     """Builds a dataclass from nested mappings; an unknown or missing key is an `InputError` with its name."""
     hints = typing.get_type_hints(cls)

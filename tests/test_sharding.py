@@ -35,7 +35,8 @@ def gradients_and_scalars(model, loss, batch, devices):
     """One step of plain descent at rate 1: the change of the parameters is minus their gradient."""
     optimizer = optax.sgd(1.0)
     graphdef, state = create_state(model, optimizer)
-    before = jax.device_get(state.params)
+    state = jax.tree.map(jnp.copy, state)  # the step donates its input, and the model is used again
+    before = jax.tree.map(np.array, state.params)
     context = StepContext(weights=WEIGHTS, devices=devices)
     step = make_step(graphdef, optimizer, loss, context, seed=0)
     if devices is not None:

@@ -127,6 +127,16 @@ std::string check_segment_sum(const SegmentSumInputs& in) {
   return "";
 }
 
+std::string check_mlp(const MlpInputs& in) {
+  constexpr int64_t kMaxLayers = 1 << 10, kMaxWidth = 1 << 16;
+  if (in.layers < 1 || in.layers > kMaxLayers) return "mlp: sizes must name from 1 to 1024 layers";
+  for (int64_t l = 0; l <= in.layers; ++l) {
+    if (in.sizes[l] < 1 || in.sizes[l] > kMaxWidth) return "mlp: every layer's width must be from 1 to 65536";
+  }
+  if (in.rows > kMaxNumber) return "mlp: more than 2^30 rows of features";
+  return "";
+}
+
 // Runs an op on the instruction set asked for; returns what went wrong.
 template <typename F>
 std::string guarded(const char* name, std::string problem, int32_t isa, F op) {
@@ -162,6 +172,17 @@ std::string run_rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel
 std::string run_segment_sum_rows(const SegmentSumInputs& in, float* sums, Parallel& pool, int32_t isa) {
   return guarded("segment_sum_rows", check_segment_sum(in), isa,
                  [&](int chosen) { GPHM_DISPATCH(chosen, segment_sum_rows(in, sums, pool)); });
+}
+
+std::string run_mlp_fwd(const MlpInputs& in, float* result, Parallel& pool, int32_t isa) {
+  return guarded("mlp_fwd", check_mlp(in), isa,
+                 [&](int chosen) { GPHM_DISPATCH(chosen, mlp_fwd(in, result, pool)); });
+}
+
+std::string run_mlp_bwd(const MlpInputs& in, const float* d_result, const MlpGradients& out, Parallel& pool,
+                        int32_t isa) {
+  return guarded("mlp_bwd", check_mlp(in), isa,
+                 [&](int chosen) { GPHM_DISPATCH(chosen, mlp_bwd(in, d_result, out, pool)); });
 }
 
 // --- XLA FFI ---
@@ -267,6 +288,56 @@ ffi::Error segment_sum_rows_handler(ffi::ThreadPool pool, int32_t num_threads, i
   return to_error(run_segment_sum_rows(in, sums->typed_data(), parallel, isa));
 }
 
+std::string mlp_shapes(ffi::Span<const int64_t> sizes, const Floats& features, const Floats& parameters,
+                       const Floats& first_bias, MlpInputs* in) {
+  if (features.dimensions().size() != 3 || first_bias.dimensions().size() != 3 || sizes.size() < 2) {
+    return "mlp: features must be [i, n, d], first_bias [i, f, w], and sizes at least d, w";
+  }
+  const int64_t layers = static_cast<int64_t>(sizes.size()) - 1;
+  *in = MlpInputs{features.dimensions()[0], first_bias.dimensions()[1], features.dimensions()[1], layers, sizes.begin(),
+                  features.typed_data(), parameters.typed_data(), first_bias.typed_data()};
+  std::string problem = check_mlp(*in);
+  if (!problem.empty()) return problem;
+  int64_t number = 0;
+  for (int64_t l = 0; l < layers; ++l) number += (in->sizes[l] + 1) * in->sizes[l + 1];
+  if (!has_shape(features, {in->images, in->rows, in->sizes[0]}) ||
+      !has_shape(first_bias, {in->images, in->frames, in->sizes[1]}) || !has_shape(parameters, {number})) {
+    return "mlp: features, first_bias and parameters do not have the shapes that sizes gives";
+  }
+  return "";
+}
+
+ffi::Error mlp_fwd_handler(ffi::ThreadPool pool, ffi::Span<const int64_t> sizes, int32_t num_threads, int32_t isa,
+                           Floats features, Floats parameters, Floats first_bias, FloatsOut result) {
+  MlpInputs in;
+  std::string problem = mlp_shapes(sizes, features, parameters, first_bias, &in);
+  if (!problem.empty()) return to_error(problem);
+  if (!has_shape(*result, {in.images, in.frames, in.rows, in.sizes[in.layers]})) {
+    return to_error("mlp_fwd: the result must be [i, f, n, e]");
+  }
+  XlaPool parallel(pool, num_threads);
+  return to_error(run_mlp_fwd(in, result->typed_data(), parallel, isa));
+}
+
+ffi::Error mlp_bwd_handler(ffi::ThreadPool pool, ffi::Span<const int64_t> sizes, int32_t num_threads, int32_t isa,
+                           Floats features, Floats parameters, Floats first_bias, Floats d_result,
+                           FloatsOut d_features, FloatsOut d_parameters, FloatsOut d_first_bias) {
+  MlpInputs in;
+  std::string problem = mlp_shapes(sizes, features, parameters, first_bias, &in);
+  if (!problem.empty()) return to_error(problem);
+  if (!has_shape(d_result, {in.images, in.frames, in.rows, in.sizes[in.layers]}) ||
+      !has_shape(*d_features, {in.images, in.rows, in.sizes[0]}) ||
+      !has_shape(*d_parameters, {parameters.dimensions()[0]}) ||
+      !has_shape(*d_first_bias, {in.images, in.frames, in.sizes[1]})) {
+    return to_error("mlp_bwd: d_result must be [i, f, n, e], results shaped as inputs");
+  }
+  XlaPool parallel(pool, num_threads);
+  return to_error(run_mlp_bwd(in, d_result.typed_data(),
+                              MlpGradients{d_features->typed_data(), d_parameters->typed_data(),
+                                           d_first_bias->typed_data()},
+                              parallel, isa));
+}
+
 // --- C ---
 
 // Copies a message for the caller; returns 0 on success, 1 otherwise.
@@ -282,6 +353,9 @@ int32_t report(const std::string& problem, char* message, int64_t room) {
 #define GPHM_COMMON_ATTRIBUTES .Attr<int32_t>("num_threads").Attr<int32_t>("isa")
 #define GPHM_IMAGE_BINDING \
   ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int32_t>("width").Attr<int32_t>("height") GPHM_COMMON_ATTRIBUTES
+#define GPHM_MLP_BINDING                                                                                        \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<ffi::Span<const int64_t>>("sizes") GPHM_COMMON_ATTRIBUTES        \
+      .Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>()
 #define GPHM_BLEND_ARGUMENTS                                                                         \
   .Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>() \
       .Arg<gphm::Floats>()
@@ -302,6 +376,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_rasterize_fwd, gphm::rasterize_fwd_handler,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_segment_sum_rows, gphm::segment_sum_rows_handler,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() GPHM_COMMON_ATTRIBUTES.Arg<gphm::Floats>()
                                   .Arg<gphm::Ints>()
+                                  .Ret<gphm::Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_fwd, gphm::mlp_fwd_handler, GPHM_MLP_BINDING.Ret<gphm::Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_bwd, gphm::mlp_bwd_handler,
+                              GPHM_MLP_BINDING.Arg<gphm::Floats>()
+                                  .Ret<gphm::Floats>()
+                                  .Ret<gphm::Floats>()
                                   .Ret<gphm::Floats>());
 #pragma GCC visibility pop
 
@@ -344,4 +424,24 @@ GPHM_EXPORT int32_t gphm_c_segment_sum_rows(const int64_t* sizes, const float* v
   gphm::OwnThreads pool(num_threads);
   gphm::SegmentSumInputs in{sizes[0], sizes[1], sizes[2], sizes[3], values, ids};
   return gphm::report(gphm::run_segment_sum_rows(in, sums, pool, isa), message, room);
+}
+
+// `sizes` is images, frames, rows, layers, then the layers + 1 widths.
+static gphm::MlpInputs mlp_inputs(const int64_t* sizes, const float* const* arrays) {
+  return gphm::MlpInputs{sizes[0], sizes[1], sizes[2], sizes[3], sizes + 4, arrays[0], arrays[1], arrays[2]};
+}
+
+// `inputs` is features, parameters, first_bias; `outputs` is the result.
+GPHM_EXPORT int32_t gphm_c_mlp_fwd(const int64_t* sizes, const float* const* inputs, float* const* outputs,
+                                   int32_t num_threads, int32_t isa, char* message, int64_t room) {
+  gphm::OwnThreads pool(num_threads);
+  return gphm::report(gphm::run_mlp_fwd(mlp_inputs(sizes, inputs), outputs[0], pool, isa), message, room);
+}
+
+// `inputs` as in mlp_fwd, then d_result; `outputs` as in MlpGradients.
+GPHM_EXPORT int32_t gphm_c_mlp_bwd(const int64_t* sizes, const float* const* inputs, float* const* outputs,
+                                   int32_t num_threads, int32_t isa, char* message, int64_t room) {
+  gphm::OwnThreads pool(num_threads);
+  gphm::MlpGradients gradients{outputs[0], outputs[1], outputs[2]};
+  return gphm::report(gphm::run_mlp_bwd(mlp_inputs(sizes, inputs), inputs[3], gradients, pool, isa), message, room);
 }

@@ -44,12 +44,27 @@ struct SegmentSumInputs {
   const int32_t* ids;   // [batch, rows]; a row whose id is outside [0, segments) is left out
 };
 
+struct MlpInputs {
+  int64_t images, frames, rows;  // the frames of an image share its features and differ in the first layer's bias
+  int64_t layers;
+  const int64_t* sizes;     // [layers + 1]: features in, the width after each layer
+  const float* features;    // [images, rows, sizes[0]]
+  const float* parameters;  // per layer the weights [in, out], row-major, then the bias [out]
+  const float* first_bias;  // [images, frames, sizes[1]]
+};
+
+struct MlpGradients {
+  float *features, *parameters, *first_bias;  // shaped as the inputs
+};
+
 #define GPHM_DECLARE_OPS(isa)                                                                             \
   namespace isa {                                                                                         \
   void blend_fwd(const BlendInputs&, float* image, float* alpha, Parallel&);                              \
   void blend_bwd(const BlendInputs&, const BlendCotangents&, const BlendGradients&, Parallel&);           \
   void rasterize_fwd(const RasterizeInputs&, float* raster, Parallel&);                                   \
   void segment_sum_rows(const SegmentSumInputs&, float* sums, Parallel&);                                 \
+  void mlp_fwd(const MlpInputs&, float* result, Parallel&);                                               \
+  void mlp_bwd(const MlpInputs&, const float* d_result, const MlpGradients&, Parallel&);                  \
   }
 GPHM_DECLARE_OPS(base)
 #if defined(__x86_64__)

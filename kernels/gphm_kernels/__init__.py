@@ -1,7 +1,8 @@
-"""Differentiable kernels for JAX: Gaussian splatting, mesh rasterization, deep marching tetrahedra."""
+"""Differentiable kernels for JAX: Gaussian splatting, mesh rasterization, marching tetrahedra, point MLPs."""
 
 from gphm_kernels.dmtet import edge_interpolate, grid_vertices, marching_tetrahedra
 from gphm_kernels.mesh import antialias, interpolate, rasterize_mesh
+from gphm_kernels.mlp import point_mlp
 from gphm_kernels.splat import splat
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "grid_vertices",
     "interpolate",
     "marching_tetrahedra",
+    "point_mlp",
     "rasterize_mesh",
     "splat",
 ]

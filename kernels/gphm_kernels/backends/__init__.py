@@ -1,9 +1,9 @@
 """Which implementation of a primitive runs: by name, or the fastest that the platform has.
 
-Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `segment_sum_rows`. Backends: "xla" (plain JAX: CPU, GPU, TPU,
-float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
-`jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla). A native backend is a
-module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
+Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `segment_sum_rows`, `mlp_fwd`, `mlp_bwd`. Backends: "xla"
+(plain JAX: CPU, GPU, TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback"
+(the same C++ through `jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
+A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
 """
 
 import importlib
@@ -20,7 +20,14 @@ from jax import lax
 from gphm_kernels.varying import promote, varying_axes
 
 NAMES = ("auto", "xla", "native", "callback")
-_REFERENCES = {"blend_fwd": "splat", "blend_bwd": "splat", "rasterize_fwd": "mesh", "segment_sum_rows": "rows"}
+_REFERENCES = {
+    "blend_fwd": "splat",
+    "blend_bwd": "splat",
+    "rasterize_fwd": "mesh",
+    "segment_sum_rows": "rows",
+    "mlp_fwd": "mlp",
+    "mlp_bwd": "mlp",
+}
 
 
 def available(name: str) -> bool:

@@ -45,7 +45,7 @@ def blend_fwd(
     sizes = (batch, number, channels, width, height)
     results = ((batch, height, width, channels), (batch, height, width))
     inputs = (means2d, conics, opacities, depths, features, background)
-    return _callback(lambda *arrays: _run_blend("gphm_c_blend_fwd", sizes, arrays, results), results, inputs)
+    return _callback(lambda *arrays: _run_table("gphm_c_blend_fwd", sizes, arrays, results), results, inputs)
 
 
 def blend_bwd(
@@ -69,7 +69,7 @@ def blend_bwd(
     sizes = (batch, number, channels, width, height)
     results = tuple(x.shape for x in (means2d, conics, opacities, features, background))
     inputs = (means2d, conics, opacities, depths, features, background, d_image, d_alpha)
-    return _callback(lambda *arrays: _run_blend("gphm_c_blend_bwd", sizes, arrays, results), results, inputs)
+    return _callback(lambda *arrays: _run_table("gphm_c_blend_bwd", sizes, arrays, results), results, inputs)
 
 
 def rasterize_fwd(
@@ -100,6 +100,35 @@ def segment_sum_rows(
     return _callback(run, (shape,), (values, ids))[0]
 
 
+def mlp_fwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    *,
+    sizes: tuple[int, ...],
+) -> Float[Array, "i f n e"]:
+    """As `gphm_kernels.backends.native.mlp_fwd`."""
+    results = ((*first_bias.shape[:2], features.shape[1], sizes[-1]),)
+    numbers = (*first_bias.shape[:2], features.shape[1], len(sizes) - 1, *sizes)
+    inputs = (features, parameters, first_bias)
+    return _callback(lambda *arrays: _run_table("gphm_c_mlp_fwd", numbers, arrays, results), results, inputs)[0]
+
+
+def mlp_bwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    d_result: Float[Array, "i f n e"],
+    *,
+    sizes: tuple[int, ...],
+) -> tuple[Array, Array, Array]:
+    """As `gphm_kernels.backends.native.mlp_bwd`."""
+    results = tuple(x.shape for x in (features, parameters, first_bias))
+    numbers = (*first_bias.shape[:2], features.shape[1], len(sizes) - 1, *sizes)
+    inputs = (features, parameters, first_bias, d_result)
+    return _callback(lambda *arrays: _run_table("gphm_c_mlp_bwd", numbers, arrays, results), results, inputs)
+
+
 def _callback(
     run: Callable[..., tuple[np.ndarray, ...]], results: Sequence[Shape], inputs: tuple[Array, ...]
 ) -> Any:
@@ -119,7 +148,7 @@ def _ints(array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, np.int32)
 
 
-def _run_blend(
+def _run_table(
     name: str, sizes: Shape, arrays: Sequence[Any], results: Sequence[Shape]
 ) -> tuple[np.ndarray, ...]:
     inputs = [_floats(array) for array in arrays]

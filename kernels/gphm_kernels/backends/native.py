@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-_TARGETS = ("gphm_blend_fwd", "gphm_blend_bwd", "gphm_rasterize_fwd", "gphm_segment_sum_rows")
+_TARGETS = (
+    "gphm_blend_fwd",
+    "gphm_blend_bwd",
+    "gphm_rasterize_fwd",
+    "gphm_segment_sum_rows",
+    "gphm_mlp_fwd",
+    "gphm_mlp_bwd",
+)
 ISA = {"auto": 0, "base": 1, "v3": 2, "v4": 3}  # as cpu_handlers.cc numbers them
 _lock = threading.Lock()
 
@@ -147,6 +154,40 @@ def segment_sum_rows(
     return _call("gphm_segment_sum_rows", (shape,), (values, ids.astype(jnp.int32)), num_threads, isa)[0]
 
 
+def mlp_fwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    *,
+    sizes: tuple[int, ...],
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> Float[Array, "i f n e"]:
+    """A fully connected network at every row of the features, for each of the f frames' biases of its first layer.
+
+    `sizes` is d and the width after each layer; `parameters` is, per layer, its row-major weights and its bias. Every
+    layer but the last is followed by a ReLU.
+    """
+    shape = (*first_bias.shape[:2], features.shape[1], sizes[-1])
+    return _call("gphm_mlp_fwd", (shape,), (features, parameters, first_bias), num_threads, isa, sizes=sizes)[0]
+
+
+def mlp_bwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    d_result: Float[Array, "i f n e"],
+    *,
+    sizes: tuple[int, ...],
+    num_threads: int = 0,
+    isa: str = "auto",
+) -> tuple[Array, Array, Array]:
+    """Cotangents of features, parameters and first_bias; the activations are computed again."""
+    inputs = (features, parameters, first_bias, d_result)
+    results = tuple(x.shape for x in inputs[:3])
+    return _call("gphm_mlp_bwd", results, inputs, num_threads, isa, sizes=sizes)
+
+
 def _require() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
@@ -160,7 +201,7 @@ def _call(
     inputs: tuple[Array, ...],
     num_threads: int,
     isa: str,
-    **sizes: int,
+    **sizes: int | tuple[int, ...],
 ) -> Any:
     _require()
     for array in inputs:
@@ -171,4 +212,8 @@ def _call(
     shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results)
     call = jax.ffi.ffi_call(target, shapes, vmap_method="sequential")
     attributes = {**sizes, "num_threads": num_threads, "isa": ISA[isa]}
-    return call(*inputs, **{name: np.int32(value) for name, value in attributes.items()})
+    return call(*inputs, **{name: _attribute(value) for name, value in attributes.items()})
+
+
+def _attribute(value: int | tuple[int, ...]) -> np.int32 | np.ndarray:
+    return np.array(value, np.int64) if isinstance(value, tuple) else np.int32(value)
