@@ -36,6 +36,7 @@ from gphm_jax.fitting import (
 )
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog
+from gphm_jax.nets import use_fused_points
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.settings import read_flag
 from gphm_jax.stages import load_prior
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     settings, prior_path, input_path, out = read_flags()
     runtime.start()
     prior, prior_settings, _ = load_prior(prior_path)
+    use_fused_points(prior, settings.backend)
     footage = open_fit_footage(input_path, settings, prior_settings)
     if is_done(out, settings, prior_path, input_path):
         logging.info("done already: %s and %s", out / "avatar", out / "report.html")

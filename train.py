@@ -20,6 +20,7 @@ from gphm_jax.errors import run_main
 from gphm_jax.footage import batch_options, first_frames, open_footage
 from gphm_jax.guide import GuideModel
 from gphm_jax.logs import RunLog
+from gphm_jax.nets import use_fused_points
 from gphm_jax.optim import adam
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
@@ -98,6 +99,8 @@ def train_stage(
     checkpoints = Checkpoints(run.workdir.checkpoints(stage.name))
     found = checkpoints.latest() is not None
     model = rebuild(stage, checkpoints.meta()) if found else build()
+    if run.devices.size == 1:
+        use_fused_points(model, run.settings.backend)
     meta = describe(model, run.settings, run.footage.subject)
     optimizer = adam(options.rates, options.schedule, steps=options.steps)
     graphdef, state = create_state(model, optimizer)

@@ -23,7 +23,7 @@ from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes, write_json
 from gphm_jax.gaussians import Fixed, GaussianModel, MotionRegions, pose_splats, regional_displacement
 from gphm_jax.geometry import to_world
-from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig
+from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig, use_fused_points
 from gphm_jax.render import render_splats
 from gphm_jax.settings import from_mapping
 from gphm_jax.types import NUM_CHANNELS, Camera, Pose, Render, Splats, pytree
@@ -85,6 +85,7 @@ class AvatarModel(nnx.Module):
         self.opacity_logits = nnx.Param(points.opacity_logits)
         self.features = Fixed(points.features)
         self.weight = Fixed(points.weight)
+        use_fused_points(self, "auto")  # an avatar lives on one device
 
     def __call__(
         self, expression_code: Float[Array, "1 f z"], motion_code: Float[Array, "1 f z"], pose: Pose

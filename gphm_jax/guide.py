@@ -109,9 +109,8 @@ class GuideModel(nnx.Module):
         """(s, gamma) = f_mean(x): signed distance (positive inside) and point feature (eq. 1)."""
         center = (np.asarray(self.config.box_max) + np.asarray(self.config.box_min)) / 2
         half = np.max(np.asarray(self.config.box_max) - np.asarray(self.config.box_min)) / 2
-        lead = (1,) * (points.ndim - 1)
-        normalized = (points - jnp.asarray(center, points.dtype).reshape(*lead, 3)) / half
-        out = self.mean(positional_encoding(normalized, self.octaves))
+        normalized = (points.reshape(-1, 3) - jnp.asarray(center, points.dtype)[None]) / half
+        out = self.mean(positional_encoding(normalized, self.octaves)).reshape(*points.shape[:-1], -1)
         return out[..., 0], out[..., 1:]
 
     def grid(self) -> Float[Array, "g 3"]:

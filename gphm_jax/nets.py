@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gphm_jax.types import NUM_CHANNELS
+from gphm_kernels import point_mlp
+
+WIDE = 256  # from this width on the fused kernel's recomputation costs more than the memory traffic it saves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ def positional_encoding(x: Float[Array, "*b 3"], octaves: int) -> Float[Array, "
 class MLP(nnx.Module):
     """Fully connected network with `depth` hidden ReLU layers and, optionally, a code in its first layer.
 
-    `code_scale` is the standard deviation of the code's product at the start, for a code of unit variance.
+    `point_backend` names the kernel; the default, "xla", is one that a sharded `jit` can divide (see
+    `use_fused_points`). `code_scale` is the standard deviation of the code's product at the start, for a code of unit variance.
     """
 
     def __init__(
@@ -77,24 +82,26 @@ class MLP(nnx.Module):
         self.code = nnx.Linear(code_dim, width, use_bias=False, kernel_init=code_init, rngs=rngs) if code_dim else None
         last_init = nnx.initializers.zeros_init() if zero_last else nnx.initializers.lecun_normal()
         self.last = nnx.Linear(sizes[-1], features_out, kernel_init=last_init, rngs=rngs)
+        self.point_backend = "xla"
 
     def __call__(
         self, h: Float[Array, "*b n d"], z: Float[Array, "*c z"] | None = None
     ) -> Float[Array, "*o n e"]:
         """Maps features `h`; a code `z` is shared by all n points, and its batch axes broadcast with h's."""
-        h = self.hidden[0](h)
-        if self.code is not None:
+        layers = [*self.hidden, self.last]
+        width = self.hidden[0].out_features
+        if self.code is None:
+            product = jnp.zeros(width, h.dtype)
+        else:
             assert z is not None, "this network sees a code"
             product = self.code(z)
-            rank = max(h.ndim, product.ndim + 1)
-            h = h.reshape((1,) * (rank - h.ndim) + h.shape)
-            h = h + product.reshape(
-                (1,) * (rank - product.ndim - 1) + product.shape[:-1] + (1, product.shape[-1])
-            )
-        h = nnx.relu(h)
-        for layer in self.hidden[1:]:
-            h = nnx.relu(layer(h))
-        return self.last(h)
+        return point_mlp(
+            h,
+            [layer.kernel[...] for layer in layers],
+            [cast(nnx.Param, layer.bias)[...] for layer in layers],
+            product,
+            backend=self.point_backend if width < WIDE else "xla",
+        )
 
 
 class Encoder(nnx.Module):
@@ -235,6 +242,16 @@ class HeadNetworks(nnx.Module):
         expression = self.expression(h, expression_code) * weight
         motion = self.motion(h, motion_code) * (1.0 - weight)
         return expression, motion
+
+
+def use_fused_points(model: nnx.Module, backend: str) -> None:
+    """Has every point MLP of a model run on `backend`; for models on one device.
+
+    A bare native call under a `jit` over several devices would gather its inputs.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, MLP):
+            module.point_backend = backend
 
 
 def bounded_code(z: Float[Array, "*b z"]) -> Float[Array, "*b z"]:

@@ -71,3 +71,14 @@ def test_expression_weight_falls_between_near_and_far():
     )
     gradient = jax.grad(lambda p: jnp.sum(nets.expression_weight(points, p, 0.15, 0.25)))(landmarks)
     np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_fused_points_change_nothing_but_speed():
+    mlp = nets.MLP(5, 3, width=7, depth=2, code_dim=4, rngs=nnx.Rngs(0))
+    h = jax.random.normal(jax.random.key(0), (2, 1, 6, 5))
+    z = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    plain = jax.jit(lambda: mlp(h, z))()
+    nets.use_fused_points(mlp, "auto")
+    assert mlp.point_backend == "auto"
+    assert float(jnp.abs(plain).max()) > 0.1
+    np.testing.assert_allclose(jax.jit(lambda: mlp(h, z))(), plain, rtol=1e-5, atol=1e-6)

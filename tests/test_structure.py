@@ -45,8 +45,8 @@ def breaches(module: str, names: set[str]) -> list[str]:
         found.append("losses see neither parameters nor config")
     if name == "data" and (project & (STATEFUL | {"losses"}) or "flax" in outside):
         found.append("data never imports a model")
-    if kernels and name not in ("render", "guide", "tools"):
-        found.append("only render, guide and tools import the kernels")
+    if kernels and name not in ("render", "guide", "nets", "tools"):
+        found.append("only render, guide, nets and tools import the kernels")
     return found
 
 
