@@ -57,7 +57,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.5, final_fraction=0.1)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0, face_gain=3.0)
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
-    c.stage2.update(steps=1250, identities=1, frames=2, views=1)
+    c.stage2.update(steps=1800, identities=1, frames=2, views=1)
     c.stage2.rates.update(
         networks=2e-3, refine=2e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5, positions=4e-4, features=1e-2,
         log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,

@@ -55,7 +55,8 @@ class MLP(nnx.Module):
     """Fully connected network with `depth` hidden ReLU layers and, optionally, a code in its first layer.
 
     `point_backend` names the kernel; the default, "xla", is one that a sharded `jit` can divide (see
-    `use_fused_points`). `code_scale` is the standard deviation of the code's product at the start, for a code of unit variance.
+    `use_fused_points`). `code_scale` is the standard deviation of the code's product at the start, for a code of
+    unit variance.
     """
 
     def __init__(
