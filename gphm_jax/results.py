@@ -19,7 +19,6 @@ from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
 from gphm_jax.stages import Stage, make_renderer
 from gphm_jax.state import TrainState
-from gphm_jax.step import LossWeights, StepContext
 from gphm_jax.training_report import write_training_report
 
 GRID_ROWS = 6  # samples of a grid
@@ -100,9 +99,7 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
 
 def renderer(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> Callable[..., Any]:
     """A compiled renderer of the state as it is now; every process of a cluster run must ask for it together."""
-    return make_renderer(
-        stage, graphdef, state, StepContext(weights=LossWeights(), backend=run.settings.backend)
-    )
+    return make_renderer(stage, graphdef, state, backend=run.settings.backend)
 
 
 def spread(items: Sequence[Selection], count: int) -> list[Selection]:

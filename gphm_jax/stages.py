@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +23,7 @@ from gphm_jax.settings import Settings, from_mapping
 from gphm_jax.state import Checkpoints, TrainState, split_model
 from gphm_jax.step import (
     LossFunction,
+    LossWeights,
     StepContext,
     gaussian_losses,
     guide_losses,
@@ -183,18 +185,22 @@ def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str
     return nnx.merge(graphdef, *restored), from_mapping(Settings, meta["settings"]), meta
 
 
-def make_renderer(
-    stage: Stage, graphdef: Any, state: TrainState, context: StepContext
-) -> Callable[[Batch], Render]:
-    """A compiled renderer of batches on one device, with the state's values of now."""
-    alone = dataclasses.replace(context, devices=None)
+def make_renderer(stage: Stage, graphdef: Any, state: TrainState, *, backend: str) -> Callable[[Batch], Render]:
+    """A renderer of batches on one device, with the state's values of now; compiled once a stage."""
+    render = _compiled_renderer(stage, graphdef, backend)
+    params, fixed = host_values((state.params, state.fixed))
+    return lambda batch: render(params, fixed, batch)
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled_renderer(stage: Stage, graphdef: Any, backend: str) -> Callable[[Any, Any, Batch], Render]:
+    context = StepContext(weights=LossWeights(), backend=backend)
 
     @jax.jit
     def render(params: Any, fixed: Any, batch: Batch) -> Render:
-        return stage.render(nnx.merge(graphdef, params, fixed), batch, alone)[0]
+        return stage.render(nnx.merge(graphdef, params, fixed), batch, context)[0]
 
-    params, fixed = host_values((state.params, state.fixed))
-    return lambda batch: render(params, fixed, batch)
+    return render
 
 
 def host_values(tree: Any) -> Any:
