@@ -75,7 +75,8 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.networks.encoder_widths = (8, 16, 16, 32)
     c.guide.update(resolution=(20, 20, 18), max_vertices=6_000, max_faces=12_000)
     c.gaussian.num_splats = 2_048
-    c.start.sdf_steps = 100
+    c.start.sdf_steps = 250
+    c.stage1.rates.networks = 5e-4
     c.stage1.update(steps=40, views=2)
     c.stage1.schedule.warmup_steps = c.stage2.schedule.warmup_steps = 2
     c.stage2.update(steps=60, frames=2)

@@ -16,11 +16,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def command(dataset, workdir, *extra):
     settings = {
-        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 60, "stage1.steps": 6,
+        "data.path": dataset, "start.sdf": "ellipsoid", "stage1.steps": 6,
         "stage1.identities": 2, "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 6, "log.grid_every": 6,
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "train.py", "--config=configs/mesh.py:tiny", f"--workdir={workdir}", *flags, *extra]
+    return [
+        sys.executable,
+        "train.py",
+        "--config=configs/mesh.py:tiny",
+        f"--workdir={workdir}",
+        *flags,
+        *extra,
+    ]
 
 
 def losses(workdir):
@@ -45,12 +52,19 @@ def test_two_processes_train_like_one(tmp_path):
     flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
     together = [
         subprocess.Popen(
-            command(dataset, tmp_path / "two", *flags, f"--process={n}"), cwd=ROOT, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command(dataset, tmp_path / "two", *flags, f"--process={n}"),
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for n in range(2)
     ]
     texts = [process.communicate(timeout=200)[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], texts[0][-2000:] + texts[1][-2000:]
     assert len(losses(tmp_path / "two")) == 3
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose(second[0], first[0], rtol=1e-5)
+    # Adam divides by the gradient's size and so enlarges rounding, step by step, where gradients are tiny.
+    np.testing.assert_allclose(second, first, rtol=1e-3)

@@ -12,8 +12,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHORT = [
-    "--config.stage1.steps=12", "--config.stage2.steps=20", "--config.log.every=4", "--config.log.checkpoint_every=10",
-    "--config.log.grid_every=20", "--config.start.sdf_steps=60",
+    "--config.stage1.steps=12", "--config.stage2.steps=20", "--config.log.every=2", "--config.log.checkpoint_every=10",
+    "--config.log.grid_every=20",
+    # Every batch shows both people, so that one batch's loss can be compared with another's.
+    "--config.stage1.identities=2", "--config.stage2.identities=2",
 ]  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def test_tiny_lowers_its_losses_and_reports(runs):
     workdir = runs / "whole"
     for stage in ("stage1", "stage2"):
         losses = [row["loss"] for row in rows(workdir, stage)]
-        assert losses[-1] < losses[0]
+        assert sum(losses[-2:]) < 0.98 * sum(losses[:2])
     figures = json.loads((workdir / "metrics.json").read_text())
     assert figures["config"] == "gaussian:tiny"
     assert figures["stage2"]["steps"] == 20 and figures["stage2"]["seconds"] > 0
