@@ -75,11 +75,6 @@ def _fsdp_spec(shape: tuple[int, ...], size: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, "fsdp")
 
 
-def place_state(mesh: Mesh, state: Any) -> Any:
-    """A state in its shardings."""
-    return jax.device_put(state, state_sharding(mesh, state))
-
-
 def global_batch(mesh: Mesh) -> Callable[[Any], Any]:
     """Makes a global array of each process's own rows of a batch."""
     sharding = batch_sharding(mesh)
