@@ -22,6 +22,7 @@ class GaussianConfig:
     """The point set's size and its first opacity."""
 
     num_splats: int = 0  # 0: one per vertex of the mean mesh (the paper); else the mean surface is sampled
+    face_density: float = 1.0  # samples per area where lambda_exp is 1, in units of where it is 0
     initial_opacity: float = 0.1  # 3DGS; Gaussian Head Avatar starts at 0.3
 
 
@@ -215,21 +216,27 @@ def points_from_surface(
     *,
     landmarks: Float[np.ndarray, "k 3"],
     landmark_features: Float[np.ndarray, "k d"],
-    num_splats: int,
-    initial_opacity: float,
+    config: GaussianConfig,
     region: tuple[float, float],
     seed: int,
 ) -> tuple[Points, MotionRegions]:
-    """Stage 2's point set on a mean surface: its vertices, or `num_splats` blue-noise samples of it.
+    """Stage 2's point set on a mean surface: its vertices, or `config.num_splats` blue-noise samples of it.
 
     S0 is the log of the mean distance to the 3 nearest neighbours, Q0 = (1, 0, 0, 0), A0 the logit of
-    `initial_opacity`; features are interpolated within the triangles.
+    `config.initial_opacity`; features are interpolated within the triangles.
     """
-    if num_splats:
-        positions, features = sample_surface(vertices, faces, features, count=num_splats, seed=seed)
+
+    def weights(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        return np.asarray(expression_weight(jnp.asarray(points), jnp.asarray(landmarks), *region))
+
+    if config.num_splats:
+        density = 1.0 + (config.face_density - 1.0) * weights(vertices)
+        positions, features = sample_surface(
+            vertices, faces, features, density=density, count=config.num_splats, seed=seed
+        )
     else:
         positions = np.asarray(vertices)
-    weight = np.asarray(expression_weight(jnp.asarray(positions), jnp.asarray(landmarks), *region))
+    weight = weights(positions)
     order = np.argsort(-weight, kind="stable")
     positions, features, weight = positions[order], features[order], weight[order]
     distance = cKDTree(positions).query(positions, k=4)[0][:, 1:].mean(axis=-1)
@@ -242,7 +249,9 @@ def points_from_surface(
             np.repeat(np.log(np.maximum(distance, 1e-5))[:, None], 3, axis=1), jnp.float32
         ),
         quats=jnp.tile(jnp.asarray([1.0, 0.0, 0.0, 0.0]), (n, 1)),
-        opacity_logits=jnp.full((n,), np.log(initial_opacity / (1.0 - initial_opacity)), jnp.float32),
+        opacity_logits=jnp.full(
+            (n,), np.log(config.initial_opacity / (1.0 - config.initial_opacity)), jnp.float32
+        ),
         weight=jnp.asarray(weight, jnp.float32),
         landmarks=jnp.asarray(landmarks, jnp.float32),
         landmark_features=jnp.asarray(landmark_features, jnp.float32),
@@ -256,44 +265,60 @@ def sample_surface(
     faces: Int[np.ndarray, "m 3"],
     features: Float[np.ndarray, "v d"],
     *,
+    density: Float[np.ndarray, "v"],
     count: int,
     seed: int,
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n d"]]:
-    """`count` area-weighted samples of a mesh, thinned to blue noise from five times as many.
+    """`count` samples of a mesh, as many per area as the vertices' `density` says, with the features there.
 
-    Thinning is farthest-point-like: of the candidates, those whose nearest kept neighbour is closest are
-    dropped first, by growing a Poisson-disc radius until `count` remain.
+    Five times as many are drawn and thinned to blue noise: the largest Poisson-disc radius that leaves `count`,
+    which shrinks with the root of the density.
     """
     corners = vertices[faces]
     area = 0.5 * np.linalg.norm(
         np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=-1
     )
+    mass = area * density[faces].mean(axis=1)
     rng = np.random.default_rng(seed)
     dense = 5 * count
-    # Stratified in the cumulative area: already far more even than independent draws.
-    position = (np.arange(dense) + rng.random(dense)) / dense * area.sum()
-    face = np.minimum(np.searchsorted(np.cumsum(area), position), len(faces) - 1)
+    # Stratified in the cumulative mass: already far more even than independent draws.
+    position = (np.arange(dense) + rng.random(dense)) / dense * mass.sum()
+    face = np.minimum(np.searchsorted(np.cumsum(mass), position), len(faces) - 1)
     u, v = rng.random((2, dense))
     flip = u + v > 1.0
     u, v = np.where(flip, 1.0 - u, u), np.where(flip, 1.0 - v, v)
     weights = np.stack([1.0 - u - v, u, v], axis=-1)
     candidates = np.einsum("sk,skd->sd", weights, corners[face])
-    keep = poisson_disc(candidates, count=count, expected_radius=0.8 * np.sqrt(area.sum() / count), rng=rng)
+    keep = poisson_disc(
+        candidates,
+        shrink=1.0 / np.sqrt(np.einsum("sk,sk->s", weights, density[faces[face]])),
+        count=count,
+        expected_radius=0.8 * np.sqrt(mass.sum() / count),
+        rng=rng,
+    )
     return candidates[keep], np.einsum("sk,skd->sd", weights[keep], features[faces[face[keep]]])
 
 
 def poisson_disc(
-    points: Float[np.ndarray, "s 3"], *, count: int, expected_radius: float, rng: np.random.Generator
+    points: Float[np.ndarray, "s 3"],
+    *,
+    shrink: Float[np.ndarray, "s"],
+    count: int,
+    expected_radius: float,
+    rng: np.random.Generator,
 ) -> Int[np.ndarray, "n"]:
     """Indices of `count` points no two of which are closer than the largest radius that leaves so many.
 
-    Dart throwing in one random order; the radius is found by bisection, the rest is filled at random.
+    Two points' radius is scaled by the mean of their `shrink`. Dart throwing in one random order; the radius is
+    found by bisection, the rest is filled at random.
     """
     order = rng.permutation(len(points))
     tree = cKDTree(points)
 
     def throw(radius: float) -> np.ndarray:
-        pairs = tree.query_pairs(radius, output_type="ndarray")
+        pairs = tree.query_pairs(radius * shrink.max(), output_type="ndarray")
+        distance = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=-1)
+        pairs = pairs[distance < radius * shrink[pairs].mean(axis=1)]
         rank = np.empty(len(points), np.int64)
         rank[order] = np.arange(len(points))
         # Luby's rounds: a point is kept when no undecided neighbour comes before it; its neighbours go.
@@ -353,8 +378,7 @@ def transfer(
         features,
         landmarks=np.asarray(landmarks),
         landmark_features=np.asarray(guide.field(landmarks)[1]),
-        num_splats=config.num_splats,
-        initial_opacity=config.initial_opacity,
+        config=config,
         region=(guide.config.region_near, guide.config.region_far),
         seed=seed,
     )

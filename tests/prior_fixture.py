@@ -11,7 +11,7 @@ from dataset_fixture import LANDMARKS
 from flax import nnx
 
 from gphm_jax.avatar import AvatarSpec
-from gphm_jax.gaussians import GaussianModel, points_from_surface
+from gphm_jax.gaussians import GaussianConfig, GaussianModel, points_from_surface
 from gphm_jax.guide import ellipsoid_mesh
 from gphm_jax.nets import NetworkConfig
 from gphm_jax.optim import Rates, Schedule, adam
@@ -35,7 +35,7 @@ def make_prior() -> tuple[GaussianModel, Subject]:
     points, regions = points_from_surface(
         vertices, faces, rng.standard_normal((len(vertices), NETWORKS.feature_dim)).astype(np.float32),
         landmarks=LANDMARKS, landmark_features=rng.standard_normal((5, 8)).astype(np.float32),
-        num_splats=300, initial_opacity=0.9, region=(0.15, 0.25), seed=0,
+        config=GaussianConfig(num_splats=300, initial_opacity=0.9), region=(0.15, 0.25), seed=0,
     )  # fmt: skip
     subject = Subject(identities=("a", "b", "c"), num_frames=3, landmarks=LANDMARKS)
     shapes = nnx.eval_shape(

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from gphm_jax.gaussians import points_from_surface, regional_displacement, sample_surface
+from gphm_jax.gaussians import GaussianConfig, points_from_surface, regional_displacement, sample_surface
 from gphm_jax.guide import ellipsoid_mesh
 from tests.tiny_models import CENTER, RADII, batch, gaussian_model, landmarks
 
@@ -20,7 +20,9 @@ def model():
 
 def test_surface_samples_lie_on_it_evenly_and_carry_features():
     vertices, faces = ellipsoid_mesh(np.zeros(3), np.ones(3), subdivisions=4)
-    points, features = sample_surface(vertices, faces, 2.0 * vertices, count=500, seed=0)
+    points, features = sample_surface(
+        vertices, faces, 2.0 * vertices, density=np.ones(len(vertices)), count=500, seed=0
+    )
     assert points.shape == (500, 3)
     np.testing.assert_allclose(features, 2.0 * points, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1.0, atol=0.01)
@@ -29,11 +31,22 @@ def test_surface_samples_lie_on_it_evenly_and_carry_features():
     assert nearest.std() / nearest.mean() < 0.2
 
 
+def test_surface_samples_follow_the_density():
+    vertices, faces = ellipsoid_mesh(np.zeros(3), np.ones(3), subdivisions=4)
+    density = np.where(vertices[:, 2] > 0, 4.0, 1.0)
+    points, _ = sample_surface(vertices, faces, vertices, density=density, count=1000, seed=0)
+    front = points[:, 2] > 0
+    assert 3.5 < front.sum() / (~front).sum() < 4.5
+    nearest = cKDTree(points).query(points, k=2)[0][:, 1]
+    for half in (front, ~front):
+        assert nearest[half].std() / nearest[half].mean() < 0.25
+    np.testing.assert_allclose(nearest[~front].mean() / nearest[front].mean(), 2.0, rtol=0.1)
+
+
 def test_points_start_as_the_transfer_asks():
     vertices, faces = ellipsoid_mesh(CENTER, RADII, subdivisions=2)
     points, regions = points_from_surface(
-        vertices, faces, vertices, landmarks=landmarks(), landmark_features=landmarks(), num_splats=0,
-        initial_opacity=0.1, region=(0.15, 0.25), seed=0,
+        vertices, faces, vertices, landmarks=landmarks(), landmark_features=landmarks(), config=GaussianConfig(), region=(0.15, 0.25), seed=0,
     )  # fmt: skip
     assert points.positions.shape == vertices.shape
     np.testing.assert_allclose(points.features, points.positions, atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gphm_jax.gaussians import GaussianModel, points_from_surface
+from gphm_jax.gaussians import GaussianConfig, GaussianModel, points_from_surface
 from gphm_jax.guide import GuideConfig, GuideModel, ellipsoid_mesh, ellipsoid_sdf, initialize_sdf
 from gphm_jax.nets import NetworkConfig
 from gphm_jax.types import Batch, Camera, Pose
@@ -48,7 +48,7 @@ def gaussian_model(*, identities: int = 2, frames: int = 4, splats: int = 200) -
     rng = np.random.default_rng(0)
     points, regions = points_from_surface(
         vertices, faces, rng.normal(size=(len(vertices), NETWORKS.feature_dim)), landmarks=landmarks(),
-        landmark_features=rng.normal(size=(5, NETWORKS.feature_dim)), num_splats=splats, initial_opacity=0.5,
+        landmark_features=rng.normal(size=(5, NETWORKS.feature_dim)), config=GaussianConfig(num_splats=splats, initial_opacity=0.5),
         region=(0.15, 0.25), seed=0,
     )  # fmt: skip
     model = GaussianModel(
