@@ -86,20 +86,6 @@ def rasterize_fwd(
     return _callback(run, (shape,), (clip_positions, faces))[0]
 
 
-def segment_sum_rows(
-    values: Float[Array, "b m c"], ids: Int[Array, "b m"], *, num_segments: int
-) -> Float[Array, "b s c"]:
-    """As `gphm_kernels.backends.native.segment_sum_rows`."""
-    batch, rows, channels = values.shape
-    shape = (batch, num_segments, channels)
-
-    def run(values: Any, ids: Any) -> tuple[np.ndarray, ...]:
-        sizes = (batch, rows, channels, num_segments)
-        return _run("gphm_c_segment_sum_rows", sizes, (_floats(values), _ints(ids)), shape)
-
-    return _callback(run, (shape,), (values, ids))[0]
-
-
 def mlp_fwd(
     features: Float[Array, "i n d"],
     parameters: Float[Array, "p"],

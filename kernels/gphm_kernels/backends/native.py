@@ -19,7 +19,6 @@ _TARGETS = (
     "gphm_blend_fwd",
     "gphm_blend_bwd",
     "gphm_rasterize_fwd",
-    "gphm_segment_sum_rows",
     "gphm_mlp_fwd",
     "gphm_mlp_bwd",
 )
@@ -139,19 +138,6 @@ def rasterize_fwd(
     shape = (clip_positions.shape[0], height, width, 4)
     inputs = (clip_positions, faces.astype(jnp.int32))
     return _call("gphm_rasterize_fwd", (shape,), inputs, num_threads, isa, width=width, height=height)[0]
-
-
-def segment_sum_rows(
-    values: Float[Array, "b m c"],
-    ids: Int[Array, "b m"],
-    *,
-    num_segments: int,
-    num_threads: int = 0,
-    isa: str = "auto",
-) -> Float[Array, "b s c"]:
-    """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s, in row order; other ids are left out."""
-    shape = (values.shape[0], num_segments, values.shape[2])
-    return _call("gphm_segment_sum_rows", (shape,), (values, ids.astype(jnp.int32)), num_threads, isa)[0]
 
 
 def mlp_fwd(
