@@ -359,6 +359,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_bwd, gphm::mlp_bwd_handler,
 // The best instruction set of this machine, numbered as above.
 GPHM_EXPORT int32_t gphm_best_isa() { return gphm::resolve_isa(0); }
 
+// The C functions take sizes, a table of inputs and a table of outputs: float32, indices int32.
+
 // `sizes` is batch, splats, channels, width, height.
 static gphm::BlendInputs blend_inputs(const int64_t* sizes, const float* const* arrays) {
   return gphm::BlendInputs{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], arrays[0],
@@ -381,12 +383,13 @@ GPHM_EXPORT int32_t gphm_c_blend_bwd(const int64_t* sizes, const float* const* i
   return gphm::report(gphm::run_blend_bwd(blend_inputs(sizes, inputs), cotangents, gradients, pool, isa), message, room);
 }
 
-// `sizes` is batch, vertices, faces, width, height.
-GPHM_EXPORT int32_t gphm_c_rasterize_fwd(const int64_t* sizes, const float* positions, const int32_t* faces,
-                                         float* raster, int32_t num_threads, int32_t isa, char* message, int64_t room) {
+// `sizes` is batch, vertices, faces, width, height; `inputs` is the positions and the indices; `outputs` is the raster.
+GPHM_EXPORT int32_t gphm_c_rasterize_fwd(const int64_t* sizes, const void* const* inputs, float* const* outputs,
+                                         int32_t num_threads, int32_t isa, char* message, int64_t room) {
   gphm::OwnThreads pool(num_threads);
-  gphm::RasterizeInputs in{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], positions, faces};
-  return gphm::report(gphm::run_rasterize_fwd(in, raster, pool, isa), message, room);
+  gphm::RasterizeInputs in{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], static_cast<const float*>(inputs[0]),
+                           static_cast<const int32_t*>(inputs[1])};
+  return gphm::report(gphm::run_rasterize_fwd(in, outputs[0], pool, isa), message, room);
 }
 
 // `sizes` is images, frames, rows, layers, then the layers + 1 widths.

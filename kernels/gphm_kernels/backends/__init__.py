@@ -4,6 +4,7 @@ Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `mlp_fwd`, `mlp_bwd`. Bac
 TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
 `jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
+What the C++ takes and gives is in `primitives`.
 """
 
 import importlib
