@@ -19,7 +19,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from gphm_jax import fit_results, runtime
-from gphm_jax.avatar import Avatar, AvatarSpec, bake
+from gphm_jax.avatar import Avatar
+from gphm_jax.avatar_model import AvatarSpec, bake
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_json
 from gphm_jax.fit_footage import open_fit_footage

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from gphm_jax import metrics, report
-from gphm_jax.avatar import Avatar, AvatarModel, AvatarSpec, Habits
+from gphm_jax.avatar import Avatar, Habits
+from gphm_jax.avatar_model import AvatarModel, AvatarSpec
 from gphm_jax.data.layout import Frame, Selection, rotation_matrix, view_intrinsics
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.files import to_bytes

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gphm_jax.avatar import AvatarModel
+from gphm_jax.avatar_model import AvatarModel
 from gphm_jax.data.layout import Selection
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import evaluation_batches

@@ -23,7 +23,7 @@ from gphm_jax.nets import (
     positional_encoding,
 )
 from gphm_jax.types import Batch, Mesh, Pose, pytree
-from gphm_kernels import grid_vertices, marching_tetrahedra
+from gphm_kernels import edge_interpolate, grid_vertices, marching_tetrahedra
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,15 +133,8 @@ class GuideModel(nnx.Module):
         )
         ends = grid[edges]  # [n 2 3]
         sdf, feature = self.field(ends)
-        # A padded lane has no crossing, and rounding can undo one between the two passes: such lanes get a
-        # harmless pair before the division (after it a NaN would leak through the `where`'s gradient).
-        crossing = (sdf[:, 0] > 0) != (sdf[:, 1] > 0)
-        first = jnp.where(crossing, sdf[:, 0], 1.0)
-        second = jnp.where(crossing, sdf[:, 1], -1.0)
-        t = (first / (first - second))[:, None]
-        vertices = ends[:, 0] + t * (ends[:, 1] - ends[:, 0])
-        features = feature[:, 0] + t * (feature[:, 1] - feature[:, 0])
-        return vertices, features, faces, counts, overflow
+        # Rounding can undo a crossing between the two passes; such an edge gives its middle, like a padded lane.
+        return edge_interpolate(ends, sdf), edge_interpolate(feature, sdf), faces, counts, overflow
 
     def __call__(self, batch: Batch) -> GuideOutput:
         """Meshes of a batch in world space (eqs. 1 to 4)."""

@@ -10,7 +10,7 @@ import numpy as np
 from dataset_fixture import LANDMARKS
 from flax import nnx
 
-from gphm_jax.avatar import AvatarSpec
+from gphm_jax.avatar_model import AvatarSpec
 from gphm_jax.gaussians import GaussianConfig, GaussianModel, points_from_surface
 from gphm_jax.guide import ellipsoid_mesh
 from gphm_jax.nets import NetworkConfig

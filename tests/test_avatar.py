@@ -14,7 +14,8 @@ from flax import nnx
 from prior_fixture import make_prior, toy_spec
 
 from gphm_jax import Avatar
-from gphm_jax.avatar import Habits, bake
+from gphm_jax.avatar import Habits
+from gphm_jax.avatar_model import bake
 from gphm_jax.errors import InputError
 from gphm_jax.render import render_splats
 from gphm_jax.types import Camera, Pose

@@ -27,7 +27,7 @@ def surface(sdf, resolution=RESOLUTION):
     """Vertices and faces without padding, NumPy."""
     edges, faces, counts, overflow = extract(sdf, resolution)
     assert not overflow and counts[0] > 0
-    vertices = edge_interpolate(grid_vertices(resolution), sdf, edges)
+    vertices = edge_interpolate(grid_vertices(resolution)[edges], sdf[edges])
     return np.asarray(vertices)[: counts[0]], np.asarray(faces)[: counts[1]]
 
 
@@ -117,13 +117,21 @@ def test_padded_lanes_are_inert():
     grid = grid_vertices(RESOLUTION)
 
     def total(grid, sdf, used):
-        return jnp.sum(jnp.where(used[:, None], edge_interpolate(grid, sdf, edges), 0) ** 2)
+        return jnp.sum(jnp.where(used[:, None], edge_interpolate(grid[edges], sdf[edges]), 0) ** 2)
 
     padded = jnp.arange(LIMITS[0]) >= counts[0]
     d_grid, d_sdf = jax.grad(total, (0, 1))(grid, sdf, padded)
     assert not np.any(d_sdf) and np.all(np.isfinite(d_grid))
     d_grid, d_sdf = jax.grad(total, (0, 1))(grid, sdf, ~padded)
     assert np.all(np.isfinite(d_sdf)) and np.any(d_sdf) and np.all(np.isfinite(d_grid))
+
+
+def test_edge_without_crossing_gives_its_middle():
+    values, sdf = jnp.array([[[0.0], [2.0]]]), jnp.array([[0.3, 0.3]])  # equal: the formula would divide by zero
+    np.testing.assert_array_equal(edge_interpolate(values, sdf), [[1.0]])
+    d_values, d_sdf = jax.grad(lambda v, s: edge_interpolate(v, s).sum(), (0, 1))(values, sdf)
+    np.testing.assert_array_equal(d_values, [[[0.5], [0.5]]])
+    np.testing.assert_array_equal(d_sdf, [[0.0, 0.0]])
 
 
 def test_gradient_to_sdf_and_values_matches_finite_differences(float64):
@@ -137,7 +145,7 @@ def test_gradient_to_sdf_and_values_matches_finite_differences(float64):
     def loss(values, sdf):
         edges, _, counts, _ = marching_tetrahedra(sdf, RESOLUTION, *LIMITS)
         used = (jnp.arange(LIMITS[0]) < counts[0])[:, None]
-        return jnp.sum(jnp.where(used, edge_interpolate(values, sdf, edges) * weight, 0))
+        return jnp.sum(jnp.where(used, edge_interpolate(values[edges], sdf[edges]) * weight, 0))
 
     d_values, d_sdf = jax.grad(loss, (0, 1))(values, sdf)
     assert float(jnp.min(jnp.abs(sdf))) > 1e-4  # no sign flips on the way

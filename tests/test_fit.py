@@ -16,7 +16,7 @@ from flax import nnx
 from prior_fixture import SETTINGS, make_prior, save_prior, toy_spec
 
 from configs.fit import get_config
-from gphm_jax.avatar import bake
+from gphm_jax.avatar_model import bake
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.errors import InputError
 from gphm_jax.fit_footage import open_fit_footage

@@ -46,7 +46,8 @@ def test_surface_samples_follow_the_density():
 def test_points_start_as_the_transfer_asks():
     vertices, faces = ellipsoid_mesh(CENTER, RADII, subdivisions=2)
     points, regions = points_from_surface(
-        vertices, faces, vertices, landmarks=landmarks(), landmark_features=landmarks(), config=GaussianConfig(), region=(0.15, 0.25), seed=0,
+        vertices, faces, vertices, landmarks=landmarks(), landmark_features=landmarks(),
+        config=GaussianConfig(), region=(0.15, 0.25), seed=0,
     )  # fmt: skip
     assert points.positions.shape == vertices.shape
     np.testing.assert_allclose(points.features, points.positions, atol=1e-6)

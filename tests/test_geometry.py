@@ -49,15 +49,12 @@ def test_rotation_gradient_is_finite_and_right_at_zero():
     np.testing.assert_allclose(jacobian[:, :, 2], [[0, -1, 0], [1, 0, 0], [0, 0, 0]], atol=1e-12)
 
 
-def test_to_canonical_inverts_to_world():
-    rng = np.random.default_rng(1)
-    points = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
-    pose = Pose(
-        rotation=jnp.array([0.3, -0.5, 0.2]), translation=jnp.array([0.1, 2.0, -1.0]), scale=jnp.array(1.7)
-    )
-    world = geometry.to_world(points, pose)
-    assert float(jnp.abs(world - points).max()) > 0.5
-    np.testing.assert_allclose(geometry.to_canonical(world, pose), points, atol=1e-5)
+def test_to_world_scales_and_turns_before_it_moves():
+    points = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    turn, shift = np.array([0.3, -0.5, 0.2]), np.array([0.1, 2.0, -1.0])
+    pose = Pose(rotation=jnp.asarray(turn), translation=jnp.asarray(shift), scale=jnp.array(1.7))
+    expected = 1.7 * Rotation.from_rotvec(turn).apply(points) + shift
+    np.testing.assert_allclose(geometry.to_world(jnp.asarray(points), pose), expected, atol=1e-5)
 
 
 def test_pixels_and_clip_space_agree():

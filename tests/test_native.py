@@ -358,22 +358,6 @@ def test_raster_has_the_same_bits_for_any_number_of_threads():
     np.testing.assert_allclose(runs[0], runs[3], atol=1e-6)
 
 
-def test_segment_sum_rows():
-    random = np.random.default_rng(16)
-    values = random.standard_normal((2, 5000, 3)).astype(np.float32)
-    ids = random.integers(-2, 303, (2, 5000)).astype(np.int32)
-    expected = np.zeros((2, 300, 3), np.float32)
-    for b, row in np.ndindex(2, 5000):  # float32 sums in row order: the same bits
-        if 0 <= ids[b, row] < 300:
-            expected[b, ids[b, row]] += values[b, row]
-    arrays = jnp.asarray(values), jnp.asarray(ids)
-    for threads in (1, 3, 0):
-        np.testing.assert_array_equal(
-            native.segment_sum_rows(*arrays, num_segments=300, num_threads=threads), expected
-        )
-    np.testing.assert_array_equal(callback.segment_sum_rows(*arrays, num_segments=300), expected)
-
-
 @pytest.fixture
 def tiny_sources(tmp_path, monkeypatch):
     """A folder of sources as small as can be, which the builder takes for the kernels'."""

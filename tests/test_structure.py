@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODELS = {"nets", "guide", "gaussians", "avatar"}
+MODELS = {"nets", "guide", "gaussians", "avatar_model", "avatar"}
 STATEFUL = MODELS | {"optim", "state", "step", "sharding", "render"}
 
 

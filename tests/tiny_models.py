@@ -48,8 +48,8 @@ def gaussian_model(*, identities: int = 2, frames: int = 4, splats: int = 200) -
     rng = np.random.default_rng(0)
     points, regions = points_from_surface(
         vertices, faces, rng.normal(size=(len(vertices), NETWORKS.feature_dim)), landmarks=landmarks(),
-        landmark_features=rng.normal(size=(5, NETWORKS.feature_dim)), config=GaussianConfig(num_splats=splats, initial_opacity=0.5),
-        region=(0.15, 0.25), seed=0,
+        landmark_features=rng.normal(size=(5, NETWORKS.feature_dim)),
+        config=GaussianConfig(num_splats=splats, initial_opacity=0.5), region=(0.15, 0.25), seed=0,
     )  # fmt: skip
     model = GaussianModel(
         points, regions, NETWORKS, num_identities=identities, num_frames=frames,

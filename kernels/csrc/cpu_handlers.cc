@@ -122,11 +122,6 @@ std::string check_rasterize(const RasterizeInputs& in) {
   return "";
 }
 
-std::string check_segment_sum(const SegmentSumInputs& in) {
-  if (in.rows > kMaxNumber || in.segments > kMaxNumber) return "segment_sum_rows: more than 2^30 rows or segments";
-  return "";
-}
-
 std::string check_mlp(const MlpInputs& in) {
   constexpr int64_t kMaxLayers = 1 << 10, kMaxWidth = 1 << 16;
   if (in.layers < 1 || in.layers > kMaxLayers) return "mlp: sizes must name from 1 to 1024 layers";
@@ -167,11 +162,6 @@ std::string run_blend_bwd(const BlendInputs& in, const BlendCotangents& d, const
 std::string run_rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel& pool, int32_t isa) {
   return guarded("rasterize_fwd", check_rasterize(in), isa,
                  [&](int chosen) { GPHM_DISPATCH(chosen, rasterize_fwd(in, raster, pool)); });
-}
-
-std::string run_segment_sum_rows(const SegmentSumInputs& in, float* sums, Parallel& pool, int32_t isa) {
-  return guarded("segment_sum_rows", check_segment_sum(in), isa,
-                 [&](int chosen) { GPHM_DISPATCH(chosen, segment_sum_rows(in, sums, pool)); });
 }
 
 std::string run_mlp_fwd(const MlpInputs& in, float* result, Parallel& pool, int32_t isa) {
@@ -273,21 +263,6 @@ ffi::Error rasterize_fwd_handler(ffi::ThreadPool pool, int32_t width, int32_t he
   return to_error(run_rasterize_fwd(in, raster->typed_data(), parallel, isa));
 }
 
-ffi::Error segment_sum_rows_handler(ffi::ThreadPool pool, int32_t num_threads, int32_t isa, Floats values, Ints ids,
-                                    FloatsOut sums) {
-  if (values.dimensions().size() != 3 || sums->dimensions().size() != 3) {
-    return to_error("segment_sum_rows: values must be [b, m, c] and the result [b, segments, c]");
-  }
-  const int64_t b = values.dimensions()[0], m = values.dimensions()[1], c = values.dimensions()[2];
-  const int64_t segments = sums->dimensions()[1];
-  if (!has_shape(ids, {b, m}) || !has_shape(*sums, {b, segments, c})) {
-    return to_error("segment_sum_rows: ids must be [b, m] and the result [b, segments, c] for values [b, m, c]");
-  }
-  XlaPool parallel(pool, num_threads);
-  SegmentSumInputs in{b, m, c, segments, values.typed_data(), ids.typed_data()};
-  return to_error(run_segment_sum_rows(in, sums->typed_data(), parallel, isa));
-}
-
 std::string mlp_shapes(ffi::Span<const int64_t> sizes, const Floats& features, const Floats& parameters,
                        const Floats& first_bias, MlpInputs* in) {
   if (features.dimensions().size() != 3 || first_bias.dimensions().size() != 3 || sizes.size() < 2) {
@@ -373,10 +348,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_blend_bwd, gphm::blend_bwd_handler,
                                   .Ret<gphm::Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_rasterize_fwd, gphm::rasterize_fwd_handler,
                               GPHM_IMAGE_BINDING.Arg<gphm::Floats>().Arg<gphm::Ints>().Ret<gphm::Floats>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_segment_sum_rows, gphm::segment_sum_rows_handler,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() GPHM_COMMON_ATTRIBUTES.Arg<gphm::Floats>()
-                                  .Arg<gphm::Ints>()
-                                  .Ret<gphm::Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_fwd, gphm::mlp_fwd_handler, GPHM_MLP_BINDING.Ret<gphm::Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_bwd, gphm::mlp_bwd_handler,
                               GPHM_MLP_BINDING.Arg<gphm::Floats>()
@@ -387,6 +358,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_bwd, gphm::mlp_bwd_handler,
 
 // The best instruction set of this machine, numbered as above.
 GPHM_EXPORT int32_t gphm_best_isa() { return gphm::resolve_isa(0); }
+
+// The C functions take sizes, a table of inputs and a table of outputs: float32, indices int32.
 
 // `sizes` is batch, splats, channels, width, height.
 static gphm::BlendInputs blend_inputs(const int64_t* sizes, const float* const* arrays) {
@@ -410,20 +383,13 @@ GPHM_EXPORT int32_t gphm_c_blend_bwd(const int64_t* sizes, const float* const* i
   return gphm::report(gphm::run_blend_bwd(blend_inputs(sizes, inputs), cotangents, gradients, pool, isa), message, room);
 }
 
-// `sizes` is batch, vertices, faces, width, height.
-GPHM_EXPORT int32_t gphm_c_rasterize_fwd(const int64_t* sizes, const float* positions, const int32_t* faces,
-                                         float* raster, int32_t num_threads, int32_t isa, char* message, int64_t room) {
+// `sizes` is batch, vertices, faces, width, height; `inputs` is the positions and the indices; `outputs` is the raster.
+GPHM_EXPORT int32_t gphm_c_rasterize_fwd(const int64_t* sizes, const void* const* inputs, float* const* outputs,
+                                         int32_t num_threads, int32_t isa, char* message, int64_t room) {
   gphm::OwnThreads pool(num_threads);
-  gphm::RasterizeInputs in{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], positions, faces};
-  return gphm::report(gphm::run_rasterize_fwd(in, raster, pool, isa), message, room);
-}
-
-// `sizes` is batch, rows, channels, segments.
-GPHM_EXPORT int32_t gphm_c_segment_sum_rows(const int64_t* sizes, const float* values, const int32_t* ids, float* sums,
-                                            int32_t num_threads, int32_t isa, char* message, int64_t room) {
-  gphm::OwnThreads pool(num_threads);
-  gphm::SegmentSumInputs in{sizes[0], sizes[1], sizes[2], sizes[3], values, ids};
-  return gphm::report(gphm::run_segment_sum_rows(in, sums, pool, isa), message, room);
+  gphm::RasterizeInputs in{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], static_cast<const float*>(inputs[0]),
+                           static_cast<const int32_t*>(inputs[1])};
+  return gphm::report(gphm::run_rasterize_fwd(in, outputs[0], pool, isa), message, room);
 }
 
 // `sizes` is images, frames, rows, layers, then the layers + 1 widths.

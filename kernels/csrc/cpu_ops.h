@@ -38,12 +38,6 @@ struct RasterizeInputs {
   const int32_t* indices;  // [faces, 3]
 };
 
-struct SegmentSumInputs {
-  int64_t batch, rows, channels, segments;
-  const float* values;  // [batch, rows, channels]
-  const int32_t* ids;   // [batch, rows]; a row whose id is outside [0, segments) is left out
-};
-
 struct MlpInputs {
   int64_t images, frames, rows;  // the frames of an image share its features and differ in the first layer's bias
   int64_t layers;
@@ -62,7 +56,6 @@ struct MlpGradients {
   void blend_fwd(const BlendInputs&, float* image, float* alpha, Parallel&);                              \
   void blend_bwd(const BlendInputs&, const BlendCotangents&, const BlendGradients&, Parallel&);           \
   void rasterize_fwd(const RasterizeInputs&, float* raster, Parallel&);                                   \
-  void segment_sum_rows(const SegmentSumInputs&, float* sums, Parallel&);                                 \
   void mlp_fwd(const MlpInputs&, float* result, Parallel&);                                               \
   void mlp_bwd(const MlpInputs&, const float* d_result, const MlpGradients&, Parallel&);                  \
   }

@@ -54,19 +54,17 @@ def grid_vertices(resolution: Resolution) -> Float[Array, "g 3"]:
     return jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
 
 
-def edge_interpolate(
-    values: Float[Array, "*b g c"], sdf: Float[Array, "*b g"], edges: Int[Array, "m 2"]
-) -> Float[Array, "*b m c"]:
-    """Values at the zero crossing of each edge: v0 + (v1 - v0) s0 / (s0 - s1).
+def edge_interpolate(values: Float[Array, "*b m 2 c"], sdf: Float[Array, "*b m 2"]) -> Float[Array, "*b m c"]:
+    """Values at the zero crossing of each edge, from those at its two ends: v0 + (v1 - v0) s0 / (s0 - s1).
 
-    Differentiable in values and sdf. An edge whose ends have the same sign, such as a padded lane, gives its
-    first end's value and no gradient to the SDF.
+    Differentiable in values and sdf. An edge whose ends have the same sign, such as a padded lane, gives the values'
+    mean and no gradient to the SDF.
     """
-    first, second = (jnp.take(values, edges[:, end], axis=-2) for end in (0, 1))
-    s0, s1 = (jnp.take(sdf, edges[:, end], axis=-1) for end in (0, 1))
+    s0, s1 = sdf[..., 0], sdf[..., 1]
     crossing = (s0 > 0) != (s1 > 0)
     # Replaced before the division: a NaN would pass through a `where` after it into the gradient.
-    s0, s1 = jnp.where(crossing, s0, 0), jnp.where(crossing, s1, 1)
+    s0, s1 = jnp.where(crossing, s0, 1), jnp.where(crossing, s1, -1)
+    first, second = values[..., 0, :], values[..., 1, :]
     return first + (s0 / (s0 - s1))[..., None] * (second - first)
 
 

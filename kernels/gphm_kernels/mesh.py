@@ -63,7 +63,7 @@ def _rasterize_bwd(width: int, height: int, backend: str, residuals: Any, d_rast
     x, y = (jnp.broadcast_to(c, (height, width)).reshape(1, -1) for c in _grid(width, height, positions.dtype))
 
     def recompute(positions: Array) -> Array:
-        return barycentrics(_corners(positions, faces, face, backend), x, y, seen)
+        return barycentrics(_corners(positions, faces, face), x, y, seen)
 
     _, pullback = jax.vjp(recompute, positions)
     return pullback(d_raster[..., :3].reshape(*face.shape, 3))[0], None
@@ -76,8 +76,6 @@ def interpolate(
     attributes: Float[Array, "*#b v c"],
     raster: Float[Array, "*#b h w 4"],
     faces: Int[Array, "f 3"],
-    *,
-    backend: str = "auto",
 ) -> Float[Array, "*b h w c"]:
     """Vertex attributes at each pixel, u A_0 + v A_1 + (1 - u - v) A_2; zero where no face is seen.
 
@@ -87,7 +85,6 @@ def interpolate(
     arrays, batch, sizes = check_arrays("interpolate", named)
     _check_faces("interpolate", faces)
     table, pixels = (flatten_batch(x, batch, rank) for x, rank in zip(arrays.values(), (2, 3), strict=True))
-    backends.check(backend, table.dtype)
     faces = jnp.asarray(faces, jnp.int32)
     if not (sizes["v"] and faces.shape[0]):
         return jnp.zeros((*batch, sizes["h"], sizes["w"], sizes["c"]), table.dtype)
@@ -97,7 +94,7 @@ def interpolate(
     face = lax.stop_gradient(pixels[..., 3]).astype(jnp.int32) - 1
     u, v = pixels[..., 0], pixels[..., 1]
     weights = jnp.where(seen[..., None], jnp.stack([u, v, 1 - u - v], -1), 0)
-    image = jnp.einsum("bmi,bmic->bmc", weights, _corners(table, faces, face, backend))
+    image = jnp.einsum("bmi,bmic->bmc", weights, _corners(table, faces, face))
     return image.reshape(*batch, sizes["h"], sizes["w"], sizes["c"])
 
 
@@ -106,8 +103,6 @@ def antialias(
     raster: Float[Array, "*#b h w 4"],
     clip_positions: Float[Array, "*#b v 4"],
     faces: Int[Array, "f 3"],
-    *,
-    backend: str = "auto",
 ) -> Float[Array, "*b h w c"]:
     """Blends neighbouring pixels across silhouettes, which gives these their gradient.
 
@@ -124,7 +119,6 @@ def antialias(
     _check_faces("antialias", faces)
     ranks = (3, 3, 2)
     image, raster, positions = (flatten_batch(x, batch, r) for x, r in zip(arrays.values(), ranks, strict=True))
-    backends.check(backend, image.dtype)
     faces = jnp.asarray(faces, jnp.int32)
     if not (positions.shape[1] and faces.shape[0]):
         return image.reshape(*batch, *image.shape[1:])
@@ -132,7 +126,7 @@ def antialias(
     height, width = image.shape[1:3]
     result = image
     for axis, pairs in crossing_pairs(lax.stop_gradient(raster), lax.stop_gradient(positions), faces):
-        t = _crossing_fraction(positions, faces, pairs, axis, (height, width), backend)
+        t = _crossing_fraction(positions, faces, pairs, axis, (height, width))
         result = result + _blend_pairs(image, t, pairs.active, pairs.first_nearer, axis)
     return result.reshape(*batch, *image.shape[1:])
 
@@ -150,10 +144,10 @@ def _grid(width: int, height: int, dtype: jnp.dtype) -> tuple[Array, Array]:
     return x[None, :], y[:, None]
 
 
-def _corners(table: Float[Array, "b v c"], faces: Int[Array, "f 3"], face: Int[Array, "b m"], backend: str) -> Array:
+def _corners(table: Float[Array, "b v c"], faces: Int[Array, "f 3"], face: Int[Array, "b m"]) -> Array:
     """Rows of the three vertices of each face, [b, m, 3, c]; zeros, without gradient, where the face is negative."""
     vertex = jnp.where((face >= 0)[..., None], faces[jnp.clip(face, 0, faces.shape[0] - 1)], -1)
-    rows = take_rows(table, vertex.reshape(vertex.shape[0], -1), backend)
+    rows = take_rows(table, vertex.reshape(vertex.shape[0], -1))
     return rows.reshape(*vertex.shape, table.shape[-1])
 
 
@@ -163,7 +157,6 @@ def _crossing_fraction(
     pairs: Pairs,
     axis: int,
     size: tuple[int, int],
-    backend: str,
 ) -> Float[Array, "b y x"]:
     """How far along the segment from the near centre to the far one the crossed edge lies, in [0, 1]; else 1/2.
 
@@ -171,7 +164,7 @@ def _crossing_fraction(
     """
     ends = [jnp.where(pairs.active, faces[pairs.face, (pairs.edge + i) % 3], -1) for i in (1, 2)]
     batch = positions.shape[0]
-    rows = take_rows(positions, jnp.stack(ends, -1).reshape(batch, -1), backend)
+    rows = take_rows(positions, jnp.stack(ends, -1).reshape(batch, -1))
     rows = rows.reshape(*pairs.active.shape, 2, 4)
     near, far = pair_centres(size[1], size[0], pairs.first_nearer, axis, positions.dtype)
     a_near, a_far = _edge_function(rows, *near), _edge_function(rows, *far)

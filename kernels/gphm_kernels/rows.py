@@ -1,33 +1,91 @@
-"""Gathering rows of a table with a gradient that is fast and the same on every run."""
+"""Gathering rows of a table and summing them back by index, with the same bits on every run. Plain JAX."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from gphm_kernels import backends
 
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def take_rows(
-    table: Float[Array, "b v c"], index: Int[Array, "b m"], backend: str = "auto"
-) -> Float[Array, "b m c"]:
+@jax.custom_vjp
+def take_rows(table: Float[Array, "b v c"], index: Int[Array, "b m"]) -> Float[Array, "b m c"]:
     """table[b, index[b, m]]; a negative index gives a row of zeros, without gradient. Differentiable in table."""
     # A negative index would count from the end.
     index = jnp.where(index < 0, table.shape[1], index)
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(table, index)
 
 
-def _take_rows_fwd(table: Array, index: Array, backend: str) -> tuple[Array, Any]:
-    return take_rows(table, index, backend), (index, table.shape[1])
+def _take_rows_fwd(table: Array, index: Array) -> tuple[Array, Any]:
+    return take_rows(table, index), (index, table.shape[1])
 
 
-def _take_rows_bwd(backend: str, residuals: Any, d_rows: Array) -> tuple[Array, None]:
+def _take_rows_bwd(residuals: Any, d_rows: Array) -> tuple[Array, None]:
     index, number = residuals
-    transpose = backends.dispatch("segment_sum_rows", backend, d_rows.dtype)
-    return transpose(d_rows, index, num_segments=number), None
+    return segment_sum_rows(d_rows, index, num_segments=number), None
 
 
 take_rows.defvjp(_take_rows_fwd, _take_rows_bwd)
+
+
+def segment_sum_rows(
+    values: Float[Array, "b m c"], ids: Int[Array, "b m"], *, num_segments: int
+) -> Float[Array, "b s c"]:
+    """sums[b, s] = the sum of values[b, r] over rows r with ids[b, r] = s; rows with other ids are left out.
+
+    The same bits on every run. On CPU the rows are added in their order; elsewhere, where XLA's scatter adds in any
+    order, they are sorted and summed pairwise.
+    """
+    batch, rows, columns = values.shape
+    if not (batch and rows and num_segments):
+        return jnp.zeros((batch, num_segments, columns), values.dtype)
+    number = batch * num_segments
+    used = (ids >= 0) & (ids < num_segments)
+    flat = jnp.where(used, ids + num_segments * jnp.arange(batch, dtype=ids.dtype)[:, None], number).reshape(-1)
+
+    def sort_and_fold(rows: Array, index: Array) -> Array:
+        order = jnp.argsort(index, stable=True)
+        return _fold(rows[order], index[order], number)
+
+    sums = lax.platform_dependent(
+        values.reshape(-1, columns),
+        flat,
+        cpu=lambda rows, index: _scatter(rows, index, number),
+        default=sort_and_fold,
+    )
+    return sums.reshape(batch, num_segments, columns)
+
+
+def sum_sorted_rows(rows: Float[Array, "m c"], index: Int[Array, "m"], number: int) -> Float[Array, "s c"]:
+    """`segment_sum_rows` for one table whose indices ascend."""
+    return lax.platform_dependent(
+        rows,
+        index,
+        cpu=lambda rows, index: _scatter(rows, index, number),
+        default=lambda rows, index: _fold(rows, index, number),
+    )
+
+
+def _scatter(rows: Array, index: Array, number: int) -> Array:
+    # For CPUs only: there XLA's scatter is one loop over the rows on one thread, so that the order of the sums, and
+    # with it their bits, is always the same (tests/test_mesh_kernels.py would notice a parallel one). A C++ sum made
+    # the gradient of rendering no faster.
+    return jnp.zeros((number, rows.shape[1]), rows.dtype).at[index].add(rows, mode="drop")
+
+
+def _fold(rows: Float[Array, "m c"], index: Int[Array, "m"], number: int) -> Float[Array, "s c"]:
+    """Sums each row with those after it in its run, by doubling strides, so that a run's sum is at its start."""
+    wanted = jnp.arange(number + 1, dtype=index.dtype)
+    edges = jnp.searchsorted(index, wanted).astype(jnp.int32)
+    starts, stops = edges[:-1], edges[1:]
+    following = jnp.append(stops, 0)[jnp.minimum(index, number)] - jnp.arange(rows.shape[0], dtype=jnp.int32)
+    longest = jnp.max(stops - starts)
+
+    def fold(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        stride, sums = state
+        partner = jnp.roll(sums, -stride, 0)
+        return 2 * stride, sums + jnp.where((following > stride)[:, None], partner, 0)
+
+    # The stride is made of the lengths, so that it varies over devices as the loop's result does.
+    _, sums = lax.while_loop(lambda state: state[0] < longest, fold, (longest * 0 + 1, rows))
+    return jnp.where((stops > starts)[:, None], sums[jnp.minimum(starts, rows.shape[0] - 1)], 0)

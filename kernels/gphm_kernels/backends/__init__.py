@@ -1,9 +1,10 @@
 """Which implementation of a primitive runs: by name, or the fastest that the platform has.
 
-Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `segment_sum_rows`, `mlp_fwd`, `mlp_bwd`. Backends: "xla"
-(plain JAX: CPU, GPU, TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback"
-(the same C++ through `jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
+Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `mlp_fwd`, `mlp_bwd`. Backends: "xla" (plain JAX: CPU, GPU,
+TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
+`jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
+What the C++ takes and gives is in `primitives`.
 """
 
 import importlib
@@ -24,7 +25,6 @@ _REFERENCES = {
     "blend_fwd": "splat",
     "blend_bwd": "splat",
     "rasterize_fwd": "mesh",
-    "segment_sum_rows": "rows",
     "mlp_fwd": "mlp",
     "mlp_bwd": "mlp",
 }

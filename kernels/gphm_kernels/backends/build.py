@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import jax
 from absl import logging
 
-_OPS = ("splat_bins", "splat_fwd", "splat_bwd", "rasterize", "segment_sum", "point_mlp")
+_OPS = ("splat_bins", "splat_fwd", "splat_bwd", "rasterize", "point_mlp")
 _HANDLERS = "cpu_handlers"
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # A sum may use fused multiply-adds; errno and trapping exceptions, which nothing reads, would keep square roots and

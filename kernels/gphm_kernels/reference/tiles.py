@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from gphm_kernels.reference.rows import sum_sorted_rows
+from gphm_kernels.rows import sum_sorted_rows
 from gphm_kernels.varying import promote, varying_axes
 
 TILE = 16

@@ -1,0 +1,135 @@
+"""The primitives of the native library, each described once: what the C++ takes and gives, whoever calls it.
+
+One batch dimension, float32. `gphm_kernels.backends.native` and `gphm_kernels.backends.callback` make functions of
+these: the same arguments, and the primitive's results instead of its description.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NAMES = ("blend_fwd", "blend_bwd", "rasterize_fwd", "mlp_fwd", "mlp_bwd")
+Attribute = int | tuple[int, ...]
+Results = jax.ShapeDtypeStruct | tuple[jax.ShapeDtypeStruct, ...]
+
+
+class Primitive(NamedTuple):
+    """One use of a primitive: the FFI handler `gphm_<name>`, and the C function `gphm_c_<name>`."""
+
+    name: str
+    inputs: tuple[Array, ...]  # float32, indices int32
+    results: Results
+    counts: tuple[int, ...]  # for C, which sees no shapes; the attributes follow them there
+    attributes: dict[str, Attribute]
+
+
+def blend_fwd(
+    means2d: Float[Array, "b n 2"],
+    conics: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    depths: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    background: Float[Array, "b c"],
+    *,
+    width: int,
+    height: int,
+) -> Primitive:
+    """Blends projected splats front to back over the background; returns the image and its alpha.
+
+    alpha_i = min(0.99, opacity exp(-sigma)); a splat below 1/255 is skipped, one that would bring the transmittance
+    to 1e-4 or less ends the pixel and is not added. Splats whose geometry is not finite, or whose conic is not positive
+    definite, are inert; features that are not finite reach the image, near the pixels that their splat covers.
+    """
+    inputs = (means2d, conics, opacities, depths, features, background)
+    batch, _, channels = features.shape
+    results = _floats(batch, height, width, channels), _floats(batch, height, width)
+    return _describe("blend_fwd", inputs, results, features.shape, width=width, height=height)
+
+
+def blend_bwd(
+    means2d: Float[Array, "b n 2"],
+    conics: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    depths: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    background: Float[Array, "b c"],
+    image: Float[Array, "b h w c"] | None,
+    alpha: Float[Array, "b h w"] | None,
+    d_image: Float[Array, "b h w c"],
+    d_alpha: Float[Array, "b h w"],
+    *,
+    width: int,
+    height: int,
+) -> Primitive:
+    """Cotangents of means2d, conics, opacities, features and background; the depths only sort and have none.
+
+    The sweep is done again, so `image` and `alpha`, which other backends need, are not read and may be None.
+    """
+    del image, alpha
+    inputs = (means2d, conics, opacities, depths, features, background, d_image, d_alpha)
+    results = tuple(_floats(*x.shape) for x in (means2d, conics, opacities, features, background))
+    return _describe("blend_bwd", inputs, results, features.shape, width=width, height=height)
+
+
+def rasterize_fwd(
+    clip_positions: Float[Array, "b v 4"], faces: Int[Array, "f 3"], *, width: int, height: int
+) -> Primitive:
+    """Rasterizes triangles: (u, v, z/w, face index + 1) of the nearest face at each pixel centre; 0 where none.
+
+    u, v and 1 - u - v are the perspective-correct weights of the face's vertices 0, 1 and 2. A face is seen where
+    -w <= z <= w, from both sides; equal depths go to the lower index. A pixel centre exactly on an edge belongs to the
+    face for which it is a left edge or a level top edge of the image. Degenerate faces, faces with an index out
+    of range and faces with a position that is not finite are skipped.
+    """
+    inputs = (clip_positions, faces.astype(jnp.int32))
+    batch, vertices, _ = clip_positions.shape
+    raster = _floats(batch, height, width, 4)
+    return _describe(
+        "rasterize_fwd", inputs, raster, (batch, vertices, faces.shape[0]), width=width, height=height
+    )
+
+
+def mlp_fwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    *,
+    sizes: tuple[int, ...],
+) -> Primitive:
+    """A fully connected network at every row of the features, for each of the f frames' biases of its first layer.
+
+    `sizes` is d and the width after each layer; `parameters` is, per layer, its row-major weights and its bias. Every
+    layer but the last is followed by a ReLU.
+    """
+    counts = (*first_bias.shape[:2], features.shape[1], len(sizes) - 1)
+    result = _floats(*counts[:3], sizes[-1])
+    return _describe("mlp_fwd", (features, parameters, first_bias), result, counts, sizes=sizes)
+
+
+def mlp_bwd(
+    features: Float[Array, "i n d"],
+    parameters: Float[Array, "p"],
+    first_bias: Float[Array, "i f w"],
+    d_result: Float[Array, "i f n e"],
+    *,
+    sizes: tuple[int, ...],
+) -> Primitive:
+    """Cotangents of features, parameters and first_bias; the activations are computed again."""
+    inputs = (features, parameters, first_bias, d_result)
+    results = tuple(_floats(*x.shape) for x in inputs[:3])
+    return _describe("mlp_bwd", inputs, results, (*d_result.shape[:3], len(sizes) - 1), sizes=sizes)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _describe(
+    name: str, inputs: tuple[Array, ...], results: Results, counts: tuple[int, ...], **attributes: Attribute
+) -> Primitive:
+    for array in inputs:
+        if array.dtype not in (jnp.float32, jnp.int32):
+            raise TypeError(f"{name}: the native code takes float32, not {array.dtype}; use backend='xla'")
+    return Primitive(name, inputs, results, counts, attributes)
