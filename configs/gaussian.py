@@ -49,21 +49,25 @@ def _small(c: ml_collections.ConfigDict) -> None:
         refine_patch=2,
         injection_residual=True,
     )
-    c.guide.update(resolution=(42, 38, 36), max_vertices=18_000, max_faces=36_000)
-    c.gaussian.update(num_splats=16_384, initial_opacity=0.3)
+    c.networks.octaves = 6
+    c.guide.update(resolution=(42, 38, 36), max_vertices=14_000, max_faces=28_000)
+    c.gaussian.update(num_splats=16_384, face_density=3.0, initial_opacity=0.3)
     c.start.sdf = "hull"
-    c.stage1.update(steps=150, identities=1, frames=1, views=3)
-    c.stage1.rates.update(networks=2e-3, refine=2e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5)
-    c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.5, final_fraction=0.1)
+    # Two identities a step: with one, every step pulls the shared networks toward one person, and they learn slower.
+    c.stage1.update(steps=240, identities=2, frames=1, views=1)
+    c.stage1.rates.update(
+        networks=1e-3, encoders=2e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
+    )
+    c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.2, final_fraction=0.1)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0, face_gain=3.0)
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
-    c.stage2.update(steps=1800, identities=1, frames=2, views=1)
+    c.stage2.update(steps=2200, identities=2, frames=1, views=1)
     c.stage2.rates.update(
-        networks=2e-3, refine=2e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5, positions=4e-4, features=1e-2,
-        log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,
+        networks=1e-3, encoders=2e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5,
+        positions=4e-4, features=1e-2, log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,
     )  # fmt: skip
-    c.stage2.schedule.update(warmup_steps=50, hold_fraction=0.5, final_fraction=0.05)
-    c.stage2.losses.update(perceptual=0.1, perceptual_crop=64, face_gain=4.0)
+    c.stage2.schedule.update(warmup_steps=50, hold_fraction=0.2, final_fraction=0.03)
+    c.stage2.losses.update(silhouette=0.1, perceptual=0.1, perceptual_crop=48, face_gain=4.0)
     c.log.update(every=20, grid_every=500, checkpoint_every=250)
 
 

@@ -128,7 +128,8 @@ class Encoder(nnx.Module):
         h = image.reshape(-1, *image.shape[-3:]) * 2.0 - 1.0
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             h = nnx.relu(norm(convolution(h)))
-        h = nnx.relu(self.head[0](h.reshape(h.shape[0], -1)))
+        # Leaky: units of this wide layer that die on all images would silence the code for good.
+        h = nnx.leaky_relu(self.head[0](h.reshape(h.shape[0], -1)))
         return self.head[1](h).reshape(*batch, -1)
 
 

@@ -14,6 +14,7 @@ class Rates:
     """Adam's rate for each group; a group absent from a model is ignored. Defaults: stage 2 of the paper."""
 
     networks: float = 1e-4
+    encoders: float = 1e-4  # of images; their first dense layer sees thousands of inputs, and a high rate kills it
     refine: float = 1e-4
     codes: float = 1e-4
     landmarks: float = 1e-5
@@ -49,6 +50,8 @@ class Schedule:
 
 # Parameter names that form a group of their own; landmark features move with point features.
 _GROUPS = {
+    "expression_encoder": "encoders",
+    "motion_encoder": "encoders",
     "codes": "codes",
     "identity_code": "codes",
     "pose_corrections": "pose_corrections",
