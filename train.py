@@ -5,6 +5,7 @@ python train.py --config=configs/gaussian.py[:PRESET] [--config.KEY=VALUE ...] [
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,14 @@ import jax
 from absl import flags, logging
 from flax import nnx
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from gphm_jax import loop, results, runtime
 from gphm_jax.data.sampler import BatchSampler, evaluation_batches, prefetch
 from gphm_jax.errors import run_main
 from gphm_jax.footage import batch_options, first_frames, open_footage
 from gphm_jax.guide import GuideModel
+from gphm_jax.guide_start import initialize_expression, initialize_sdf
 from gphm_jax.logs import RunLog
 from gphm_jax.nets import use_fused_points
 from gphm_jax.optim import adam
@@ -83,13 +86,40 @@ def main(argv: Sequence[str]) -> None:
 
 
 def first_guide(run: Run) -> GuideModel:
-    """An untrained guide with its first surface."""
-    guide = build_guide(run.settings, run.footage.subject)
-    footage = run.footage
+    """A guide with its first surface, whose expressions follow the landmarks."""
+    footage, settings = run.footage, run.settings
+    guide = build_guide(settings, footage.subject)
     masks = (batch for _, batch in evaluation_batches(footage.pixels, first_frames(footage.training)))
-    error = start_surface(guide, run.settings, masks)
-    logging.info("first surface: %s, mean SDF error %.4f", run.settings.start.sdf, error)
+    sdf = start_surface(guide, settings, masks)
+    error = initialize_sdf(guide, sdf, steps=settings.start.sdf_steps, seed=settings.seed)
+    logging.info("first surface: %s, mean SDF error %.4f", settings.start.sdf, error)
+    if settings.start.landmark_steps:
+        first_expressions(run, guide, sdf)
     return guide
+
+
+def first_expressions(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
+    """Has a guide read the expressions of the training frames' landmarks, before it draws a picture."""
+    settings, footage = run.settings, run.footage
+    start, stage = settings.start, settings.stage1
+    options = dataclasses.replace(
+        batch_options(settings, stage),
+        identities_per_batch=start.landmark_identities,
+        frames_per_identity=start.landmark_frames,
+    )
+    # Every process takes the whole batch: the same start everywhere, and nothing to exchange.
+    sampler = BatchSampler(
+        footage.dataset, options, seed=settings.seed, selection=footage.training, pixels=footage.pixels
+    )
+    batches = tqdm(
+        prefetch(sampler, start_step=0, stop_step=start.landmark_steps),
+        desc="landmarks",
+        total=start.landmark_steps,
+        unit="step",
+    )
+    optimizer = adam(stage.rates, stage.schedule, steps=start.landmark_steps)
+    distance = initialize_expression(guide, sdf, batches, optimizer, seed=settings.seed)
+    logging.info("first expressions: landmarks %.4f head lengths off", distance)
 
 
 def train_stage(

@@ -31,6 +31,7 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
 
 
 def _paper(c: ml_collections.ConfigDict) -> None:
+    c.start.landmark_steps = 0
     c.stage1.steps, c.stage1.identities, c.stage1.views = 100_000, 8, 4  # about a day on 8 RTX 4090
     c.stage1.rates.update(networks=1e-3, refine=1e-3, codes=1e-3, landmarks=1e-4, pose_corrections=1e-5)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0)
@@ -56,18 +57,18 @@ def _small(c: ml_collections.ConfigDict) -> None:
     # Two identities a step: with one, every step pulls the shared networks toward one person, and they learn slower.
     c.stage1.update(steps=240, identities=2, frames=1, views=1)
     c.stage1.rates.update(
-        networks=1e-3, encoders=2e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
+        networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
     )
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.2, final_fraction=0.1)
-    c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0, face_gain=3.0)
+    c.stage1.losses.update(silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0)
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
     c.stage2.update(steps=2200, identities=2, frames=1, views=1)
     c.stage2.rates.update(
-        networks=1e-3, encoders=2e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5,
+        networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5,
         positions=4e-4, features=1e-2, log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,
     )  # fmt: skip
     c.stage2.schedule.update(warmup_steps=50, hold_fraction=0.2, final_fraction=0.03)
-    c.stage2.losses.update(silhouette=0.1, perceptual=0.1, perceptual_crop=48, face_gain=4.0)
+    c.stage2.losses.update(silhouette=0.1, landmarks=30.0, perceptual=0.1, perceptual_crop=48, face_gain=4.0)
     c.log.update(every=20, grid_every=500, checkpoint_every=250)
 
 
@@ -79,7 +80,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.networks.encoder_widths = (8, 16, 16, 32)
     c.guide.update(resolution=(20, 20, 18), max_vertices=6_000, max_faces=12_000)
     c.gaussian.num_splats = 2_048
-    c.start.sdf_steps = 250
+    c.start.update(sdf_steps=250, landmark_steps=40, landmark_identities=2)
     c.stage1.rates.networks = 5e-4
     c.stage1.update(steps=40, views=2)
     c.stage1.schedule.warmup_steps = c.stage2.schedule.warmup_steps = 2

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import trimesh
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -136,6 +134,15 @@ class GuideModel(nnx.Module):
         # Rounding can undo a crossing between the two passes; such an edge gives its middle, like a padded lane.
         return edge_interpolate(ends, sdf), edge_interpolate(feature, sdf), faces, counts, overflow
 
+    def posed_landmarks(self, batch: Batch) -> Float[Array, "i f k 3"]:
+        """The landmarks alone of what `__call__` gives: in world space, with no surface drawn for them."""
+        landmarks, nets = self.landmarks[...], self.networks
+        h = nets.inject(self.field(landmarks)[1], self.subjects.identity_code(batch.identity))
+        neutral = landmarks[None] + nets.identity(h)
+        # lambda_exp is 1 at a landmark by definition.
+        expression = nets.expression(h[:, None], nets.expression_encoder(batch.face_image))
+        return to_world(neutral[:, None] + expression, self.subjects.pose(batch.pose, batch.frame))
+
     def __call__(self, batch: Batch) -> GuideOutput:
         """Meshes of a batch in world space (eqs. 1 to 4)."""
         vertices, features, faces, counts, overflow = self.mean_surface()
@@ -185,38 +192,3 @@ def ellipsoid_mesh(
     """A subdivided icosahedron stretched to an ellipsoid: (vertices, faces)."""
     sphere = trimesh.creation.icosphere(subdivisions=subdivisions)
     return np.asarray(sphere.vertices) * radii + center, np.asarray(sphere.faces)
-
-
-def initialize_sdf(guide: GuideModel, sdf: Float[Array, "g"], *, steps: int, seed: int) -> float:
-    """Fits f_mean to SDF values given on the guide's grid; returns the final mean absolute error.
-
-    Adam on random grid vertices, half of them drawn near the surface, where the sign matters.
-    """
-    grid = guide.grid()
-    close_rows = np.flatnonzero(np.abs(np.asarray(sdf)) < 0.1)
-    near = jnp.asarray(close_rows if close_rows.size else np.arange(sdf.size))
-    graphdef, params, rest = nnx.split(guide, nnx.PathContains("mean"), ...)  # type: ignore[misc]  # stubs lose the count
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps, 0.02))
-
-    @jax.jit
-    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any, jax.Array]:
-        uniform, close = jax.random.split(key)
-        rows = jnp.concatenate(
-            [
-                jax.random.randint(uniform, (2048,), 0, grid.shape[0]),
-                near[jax.random.randint(close, (2048,), 0, near.size)],
-            ]
-        )
-
-        def loss(params: Any) -> jax.Array:
-            return jnp.mean(jnp.abs(nnx.merge(graphdef, params, rest).field(grid[rows])[0] - sdf[rows]))
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, value
-
-    state, value = optimizer.init(params), jnp.asarray(jnp.inf)
-    for key in jax.random.split(jax.random.key(seed), steps):
-        params, state, value = step(params, state, key)
-    nnx.update(guide, params)
-    return float(value)

@@ -63,6 +63,9 @@ class StartSettings:
 
     sdf: str = "ellipsoid"  # f_mean's first surface: "ellipsoid" around the landmarks, or "hull" of the masks
     sdf_steps: int = 400
+    landmark_steps: int = 400  # on landmarks alone, at stage 1's rates; 0: none, as in the paper
+    landmark_identities: int = 4  # i of such a batch
+    landmark_frames: int = 2  # f
     gaussians: str = "guide"  # "guide": the mean mesh; "ellipsoid": the ablation of the transfer
 
 

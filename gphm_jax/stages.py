@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from gphm_jax.errors import InputError, TrainingError
 from gphm_jax.gaussians import GaussianModel, MotionRegions, Points, transfer
-from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf, initialize_sdf
+from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf
 from gphm_jax.hull import visual_hull
 from gphm_jax.settings import Settings, from_mapping
 from gphm_jax.state import Checkpoints, TrainState, split_model
@@ -73,8 +73,8 @@ def build_guide(settings: Settings, subject: Subject) -> GuideModel:
     )
 
 
-def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[Batch]) -> float:
-    """Gives f_mean its first surface (`settings.start.sdf`); returns the mean absolute SDF error.
+def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[Batch]) -> Float[Array, "g"]:
+    """The SDF of f_mean's first surface on the guide's grid (`settings.start.sdf`).
 
     `mask_batches` [i f v] are read for the hull only.
     """
@@ -90,7 +90,7 @@ def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[
             )
     else:
         raise InputError(f"config.start.sdf='{settings.start.sdf}': choose ellipsoid or hull")
-    return initialize_sdf(guide, sdf, steps=settings.start.sdf_steps, seed=settings.seed)
+    return sdf
 
 
 def build_gaussians(guide: GuideModel, settings: Settings) -> GaussianModel:

@@ -1,5 +1,7 @@
 """The guide: its surface, the gradient of the sparse second evaluation, and eq. 3."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ import trimesh
 from flax import nnx
 
 from gphm_jax.guide import ellipsoid_mesh, ellipsoid_sdf
+from gphm_jax.guide_start import initialize_expression
+from gphm_jax.losses import landmark_distance
 from tests.tiny_models import CENTER, RADII, batch, guide_model
 
 
@@ -65,6 +69,29 @@ def test_guide_output_shapes_and_zero_displacement_at_start(guide):
     # f_exp and f_nf start with a zero last layer.
     np.testing.assert_array_equal(output.displacement, 0.0)
     assert int(output.vertex_count) > 100 and not bool(output.overflow)
+
+
+def test_posed_landmarks_are_those_of_the_whole_guide():
+    model = guide_model(sdf_steps=50)
+    for seed, net in enumerate((model.networks.identity, model.networks.expression)):
+        net.last.kernel[...] = 0.05 * jax.random.normal(jax.random.key(seed), net.last.kernel.shape)
+    whole, alone = nnx.jit(lambda m, b: (m(b).landmarks, m.posed_landmarks(b)))(model, batch())
+    np.testing.assert_allclose(alone, whole, atol=1e-6)
+
+
+def test_expressions_start_on_landmarks_and_leave_the_surface():
+    model = guide_model()
+    sdf = ellipsoid_sdf(model.grid(), jnp.asarray(CENTER, jnp.float32), jnp.asarray(RADII, jnp.float32))
+    data = batch()
+    # Frames of one identity ask for different places, which only their face images can tell apart.
+    moved = data.landmarks + 0.05 * jax.random.normal(jax.random.key(0), data.landmarks.shape)
+    data = dataclasses.replace(data, landmarks=moved)
+    first = float(jnp.sqrt(jnp.mean(landmark_distance(model.posed_landmarks(data), moved))))
+    last = initialize_expression(model, sdf, [data] * 150, optax.adam(1e-3), seed=0)
+    assert last < 0.3 * first
+    vertices, _, _, counts, _ = nnx.jit(lambda m: m.mean_surface())(model)
+    used = np.asarray(vertices)[: int(counts[0])]
+    assert np.abs(np.linalg.norm((used - CENTER) / RADII, axis=1) - 1.0).max() < 0.1
 
 
 def test_ellipsoid_mesh_is_closed():

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from gphm_jax.gaussians import GaussianConfig, GaussianModel, points_from_surface
-from gphm_jax.guide import GuideConfig, GuideModel, ellipsoid_mesh, ellipsoid_sdf, initialize_sdf
+from gphm_jax.guide import GuideConfig, GuideModel, ellipsoid_mesh, ellipsoid_sdf
+from gphm_jax.guide_start import initialize_sdf
 from gphm_jax.nets import NetworkConfig
 from gphm_jax.types import Batch, Camera, Pose
 
