@@ -137,9 +137,13 @@ def train_stage(
     placed = state_sharding(run.devices, state)
     state = checkpoints.restore(abstract_like(state, placed)) if found else jax.device_put(state, placed)
     context = StepContext(weights=options.losses, devices=run.devices, backend=run.settings.backend)
-    step = compile_step(
-        make_step(graphdef, optimizer, stage.losses, context, seed=run.settings.seed), state, run.devices
-    )
+
+    def step_at(downscale: int) -> Callable[..., Any]:
+        scaled = dataclasses.replace(context, downscale=downscale)
+        step = make_step(graphdef, optimizer, stage.losses, scaled, seed=run.settings.seed)
+        return compile_step(step, state, run.devices)
+
+    small, whole = step_at(options.downscale), step_at(1)
     sampler = BatchSampler(
         run.footage.dataset,
         batch_options(run.settings, options),
@@ -159,7 +163,7 @@ def train_stage(
         draw=results.sample_drawer(run, stage, graphdef),
     )
     state = loop.run(
-        step,
+        lambda step: small if step < options.downscale_steps else whole,
         state,
         map(global_batch(run.devices), batches),
         run.perceptual,

@@ -92,8 +92,9 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
     observer = loop.Observer(
         stage=step.name, log=fit.log, settings=fit.settings.log, checkpoints=checkpoints, meta={}, draw=draw
     )
+    advance = jax.jit(step.advance, donate_argnums=0)
     state = loop.run(
-        jax.jit(step.advance, donate_argnums=0),
+        lambda _: advance,
         state,
         prefetch(sampler, start_step=int(state.step), stop_step=step.steps),
         fit.perceptual,

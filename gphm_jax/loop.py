@@ -29,8 +29,11 @@ class Observer:
     draw: Callable[[TrainState, int], None]
 
 
+Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
 def run(
-    step: Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]],
+    step_of: Callable[[int], Step],
     state: TrainState,
     batches: Iterable[Batch],
     perceptual: Any,
@@ -38,7 +41,7 @@ def run(
     steps: int,
     observer: Observer,
 ) -> TrainState:
-    """Trains from the state's step to `steps`; a checkpoint is written only of a state seen to be finite.
+    """Trains from the state's step n to `steps` by `step_of(n)`; a checkpoint is written only of a finite state.
 
     Scalars are read back every `settings.every` steps and before each checkpoint, never in between. Raises
     `TrainingError` on a non-finite loss or gradient, and on a surface that vanished or outgrew its capacity.
@@ -48,7 +51,7 @@ def run(
     with observer.log.progress(observer.stage, start=done, total=steps) as bar:
         since = time.perf_counter()
         for batch in batches:
-            state, scalars = step(state, batch, perceptual)
+            state, scalars = step_of(done)(state, batch, perceptual)
             done += 1
             saves = done == steps or done % settings.checkpoint_every == 0
             if saves or done % settings.every == 0:

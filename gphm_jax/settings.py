@@ -52,6 +52,8 @@ class StageSettings:
     identities: int = 8  # i of a batch, over all devices
     frames: int = 1  # f, expressions of each identity
     views: int = 1  # v, cameras of each frame
+    downscale: int = 1  # trains on pictures of image_size / downscale: larger batches for the same time
+    downscale_steps: int = 0  # so many steps from the first; the rest see whole pictures
     rates: Rates = Rates()
     schedule: Schedule = Schedule()
     losses: LossWeights = LossWeights()

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gphm_jax import losses
+from gphm_jax.errors import InputError
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.guide import GuideModel
 from gphm_jax.perceptual import lpips
@@ -35,7 +36,7 @@ class LossWeights:
     displacement: float = 0.01
     laplacian: float = 0.0
     perceptual: float = 0.1
-    perceptual_crop: int = 128  # pixels a side
+    perceptual_crop: int = 128  # pixels a side, of the pictures compared
     face_gain: float = 1.0  # photometric weight inside the face box; 1 is the paper's
 
 
@@ -46,6 +47,7 @@ class StepContext:
     weights: LossWeights
     devices: jax.sharding.Mesh | None = None
     backend: str = "auto"
+    downscale: int = 1  # pictures are compared at 1 / downscale of their size
 
 
 LossFunction = Callable[[Any, Batch, Any, jax.Array, StepContext], dict[str, jax.Array]]
@@ -151,6 +153,23 @@ def total_loss(terms: dict[str, jax.Array], weights: LossWeights) -> tuple[jax.A
     return scalars["loss"], scalars
 
 
+def downscaled(batch: Batch, factor: int) -> Batch:
+    """A batch whose images and masks are means over squares of `factor` pixels; what the encoders see stays."""
+    if factor == 1:
+        return batch
+
+    def pool(x: Float[Array, "i f v h w *c"]) -> Float[Array, "i f v _h _w *c"]:
+        h, w = x.shape[3:5]
+        if h % factor or w % factor:
+            raise InputError(f"images of {h}x{w} pixels do not divide by downscale={factor}: choose a divisor")
+        return x.reshape(*x.shape[:3], h // factor, factor, w // factor, factor, *x.shape[5:]).mean((4, 6))
+
+    # Pixel centres lie at +0.5, so that a smaller picture's focal lengths and centre are exact fractions.
+    intrinsics = jnp.asarray(batch.camera.intrinsics).at[..., :2, :].divide(factor)
+    camera = dataclasses.replace(batch.camera, intrinsics=intrinsics)
+    return dataclasses.replace(batch, image=pool(batch.image), mask=pool(batch.mask), camera=camera)
+
+
 def make_step(
     graphdef: Any, optimizer: Any, loss_function: LossFunction, context: StepContext, *, seed: int
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Scalars]]:
@@ -158,6 +177,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, perceptual: Any) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = downscaled(batch, context.downscale)
 
         def loss(params: Any) -> tuple[jax.Array, Scalars]:
             model = nnx.merge(graphdef, params, state.fixed)
