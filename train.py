@@ -19,9 +19,9 @@ from tqdm import tqdm
 from gphm_jax import loop, results, runtime
 from gphm_jax.data.sampler import BatchSampler, evaluation_batches, prefetch
 from gphm_jax.errors import run_main
-from gphm_jax.footage import batch_options, first_frames, open_footage
+from gphm_jax.footage import batch_options, first_frames, open_footage, rest_poses
 from gphm_jax.guide import GuideModel
-from gphm_jax.guide_start import initialize_expression, initialize_sdf
+from gphm_jax.guide_start import initialize_codes, initialize_sdf
 from gphm_jax.logs import RunLog
 from gphm_jax.nets import use_fused_points
 from gphm_jax.optim import adam
@@ -86,40 +86,44 @@ def main(argv: Sequence[str]) -> None:
 
 
 def first_guide(run: Run) -> GuideModel:
-    """A guide with its first surface, whose expressions follow the landmarks."""
+    """A guide with its first surface, whose expressions and motion follow landmarks and head poses."""
     footage, settings = run.footage, run.settings
     guide = build_guide(settings, footage.subject)
     masks = (batch for _, batch in evaluation_batches(footage.pixels, first_frames(footage.training)))
     sdf = start_surface(guide, settings, masks)
     error = initialize_sdf(guide, sdf, steps=settings.start.sdf_steps, seed=settings.seed)
     logging.info("first surface: %s, mean SDF error %.4f", settings.start.sdf, error)
-    if settings.start.landmark_steps:
-        first_expressions(run, guide, sdf)
+    if settings.start.code_steps:
+        first_codes(run, guide, sdf)
     return guide
 
 
-def first_expressions(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
-    """Has a guide read the expressions of the training frames' landmarks, before it draws a picture."""
+def first_codes(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
+    """Has a guide read expression and motion off landmarks and head poses, before it draws a picture."""
     settings, footage = run.settings, run.footage
     start, stage = settings.start, settings.stage1
     options = dataclasses.replace(
         batch_options(settings, stage),
-        identities_per_batch=start.landmark_identities,
-        frames_per_identity=start.landmark_frames,
+        identities_per_batch=start.code_identities,
+        frames_per_identity=start.code_frames,
     )
     # Every process takes the whole batch: the same start everywhere, and nothing to exchange.
     sampler = BatchSampler(
         footage.dataset, options, seed=settings.seed, selection=footage.training, pixels=footage.pixels
     )
     batches = tqdm(
-        prefetch(sampler, start_step=0, stop_step=start.landmark_steps),
-        desc="landmarks",
-        total=start.landmark_steps,
+        prefetch(sampler, start_step=0, stop_step=start.code_steps),
+        desc="codes",
+        total=start.code_steps,
         unit="step",
     )
-    optimizer = adam(stage.rates, stage.schedule, steps=start.landmark_steps)
-    distance = initialize_expression(guide, sdf, batches, optimizer, seed=settings.seed)
-    logging.info("first expressions: landmarks %.4f head lengths off", distance)
+    optimizer = adam(stage.rates, stage.schedule, steps=start.code_steps)
+    errors = initialize_codes(
+        guide, sdf, rest_poses(footage.training), batches, optimizer, seed=settings.seed
+    )
+    logging.info(
+        "first codes: landmarks %.4f and motion %.4f head lengths off", errors.landmarks, errors.motion
+    )
 
 
 def train_stage(
@@ -139,7 +143,9 @@ def train_stage(
     context = StepContext(weights=options.losses, devices=run.devices, backend=run.settings.backend)
 
     def step_at(downscale: int) -> Callable[..., Any]:
-        scaled = dataclasses.replace(context, downscale=downscale)
+        # LPIPS asks for detail that small pictures have lost, and for a third of their step.
+        weights = dataclasses.replace(options.losses, perceptual=0.0) if downscale > 1 else options.losses
+        scaled = dataclasses.replace(context, downscale=downscale, weights=weights)
         step = make_step(graphdef, optimizer, stage.losses, scaled, seed=run.settings.seed)
         return compile_step(step, state, run.devices)
 

@@ -31,7 +31,7 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
 
 
 def _paper(c: ml_collections.ConfigDict) -> None:
-    c.start.landmark_steps = 0
+    c.start.code_steps = 0
     c.stage1.steps, c.stage1.identities, c.stage1.views = 100_000, 8, 4  # about a day on 8 RTX 4090
     c.stage1.rates.update(networks=1e-3, refine=1e-3, codes=1e-3, landmarks=1e-4, pose_corrections=1e-5)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0)
@@ -53,23 +53,24 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.networks.octaves = 6
     c.guide.update(resolution=(42, 38, 36), max_vertices=14_000, max_faces=28_000)
     c.gaussian.update(num_splats=16_384, face_density=3.0, initial_opacity=0.3)
-    c.start.sdf = "hull"
+    c.start.update(sdf="hull", code_steps=800)
     # Eight pictures of half the size teach more than two whole ones, in the same time: with less of a batch its noise
     # drowns the codes of expression and motion. Sharpness comes last.
-    c.stage1.update(steps=160, identities=4, frames=2, views=1, downscale=2, downscale_steps=160)
+    c.stage1.update(steps=220, identities=4, frames=2, views=1, downscale=2, downscale_steps=220)
     c.stage1.rates.update(
         networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
     )
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.2, final_fraction=0.1)
     c.stage1.losses.update(silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0)
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
-    c.stage2.update(steps=900, identities=4, frames=2, views=1, downscale=2, downscale_steps=640)
+    c.stage2.update(steps=1380, identities=4, frames=2, views=1, downscale=2, downscale_steps=1000)
     c.stage2.rates.update(
         networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5,
         positions=4e-4, features=1e-2, log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,
     )  # fmt: skip
     c.stage2.schedule.update(warmup_steps=50, hold_fraction=0.2, final_fraction=0.03)
-    c.stage2.losses.update(silhouette=0.1, landmarks=30.0, perceptual=0.1, perceptual_crop=32, face_gain=4.0)
+    c.stage2.losses.update(silhouette=0.1, landmarks=30.0, perceptual=0.03, perceptual_crop=32, face_gain=4.0)
+    c.evaluation.lpips_every = 4
     c.log.update(every=20, grid_every=300, checkpoint_every=200)
 
 
@@ -81,7 +82,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.networks.encoder_widths = (8, 16, 16, 32)
     c.guide.update(resolution=(20, 20, 18), max_vertices=6_000, max_faces=12_000)
     c.gaussian.num_splats = 2_048
-    c.start.update(sdf_steps=250, landmark_steps=40, landmark_identities=2)
+    c.start.update(sdf_steps=250, code_steps=40, code_identities=2)
     c.stage1.rates.networks = 5e-4
     c.stage1.update(steps=40, identities=1, frames=1, views=2, downscale_steps=0)
     c.stage1.schedule.warmup_steps = c.stage2.schedule.warmup_steps = 2

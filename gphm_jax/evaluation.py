@@ -51,36 +51,42 @@ def evaluate(
     training: Sequence[Selection],
     *,
     lpips_weights: dict[str, Any],
+    lpips_every: int = 1,
     folder: pathlib.Path | None = None,
     progress: Callable[[Any, int], Any] = lambda items, total: items,
 ) -> dict[str, float]:
     """Means over all held-out pictures: PSNR of fine, coarse and baselines, SSIM, LPIPS, and the code test.
 
     `psnr_face_right` and `psnr_face_wrong` are the PSNR inside the face box with this frame's expression and
-    with another frame's of the same identity. With `folder`, every truth, render and mask is kept as PNG.
+    with another frame's of the same identity. LPIPS is taken of every `lpips_every`-th frame's pictures
+    (`lpips_count`). With `folder`, every truth, render and mask is kept as PNG.
     """
     reference = baselines(pixels, training)
     plans = {plan.frame.row: plan for plan in evaluation_plans(pixels.dataset, held_out, references=training)}
     measure = jax.jit(_measure)
     rows: list[dict[str, np.ndarray]] = []
     pairs = evaluation_batches(pixels, held_out, references=training)
-    for (plan, batch), item in zip(progress(pairs, len(held_out)), held_out, strict=True):
+    for n, ((plan, batch), item) in enumerate(zip(progress(pairs, len(held_out)), held_out, strict=True)):
         picture = render(batch)
-        row = {k: np.asarray(v) for k, v in measure(picture, batch, lpips_weights).items()}
+        weights = {} if n % lpips_every else lpips_weights
+        row = {k: np.asarray(v) for k, v in measure(picture, batch, weights).items()}
         row |= _baseline_psnr(reference, item, batch)
         wrong = _other_expression(plan, plans, pixels)
         if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
             swapped = render(dataclasses.replace(batch, face_image=wrong))
             seen = plan.frame.shows_face[list(plan.views)]
             row["psnr_face_right"] = row["psnr_face"][seen]
-            row["psnr_face_wrong"] = np.asarray(measure(swapped, batch, lpips_weights)["psnr_face"])[seen]
+            row["psnr_face_wrong"] = np.asarray(measure(swapped, batch, {})["psnr_face"])[seen]
         del row["psnr_face"]
         rows.append(row)
         if folder is not None:
             _keep(folder, plan, batch, picture)
     names = sorted({name for row in rows for name in row})
     values = {name: np.concatenate([row[name] for row in rows if name in row]) for name in names}
-    return {name: float(np.mean(value)) for name, value in values.items()} | {"count": len(values["psnr"])}
+    counts = {"count": len(values["psnr"])}
+    if lpips_weights:
+        counts["lpips_count"] = len(values[f"lpips_{next(iter(lpips_weights))}"])
+    return {name: float(np.mean(value)) for name, value in values.items()} | counts
 
 
 def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> dict[str, Float[Array, "v"]]:

@@ -8,16 +8,25 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
 
 from gphm_jax import runtime
-from gphm_jax.data.layout import Dataset, Selection, mean_canonical_landmarks, open_dataset, select
+from gphm_jax.data.layout import (
+    Dataset,
+    Selection,
+    host,
+    mean_canonical_landmarks,
+    open_dataset,
+    select,
+)
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions, pixel_source
 from gphm_jax.data.synthetic.dataset import synthesize
 from gphm_jax.data.synthetic.writer import Request
 from gphm_jax.settings import Settings, StageSettings
 from gphm_jax.stages import Subject
+from gphm_jax.types import Pose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,4 +105,15 @@ def batch_options(settings: Settings, stage: StageSettings) -> BatchOptions:
         face_size=data.face_size,
         nonface_size=data.nonface_size,
         synthesized_probability=data.synthesized_probability,
+    )
+
+
+def rest_poses(selection: Sequence[Selection]) -> Pose:
+    """Each identity's head pose in its first frame, from which the hull is taken; arrays [identities]."""
+    frames = {item.frame.identity_row: item.frame for item in reversed(selection)}
+    ordered = [frames[row] for row in sorted(frames)]
+    return Pose(
+        rotation=host(np.stack([frame.rotation for frame in ordered])),
+        translation=host(np.stack([frame.translation for frame in ordered])),
+        scale=host(np.array([frame.scale for frame in ordered], np.float32)),
     )

@@ -57,6 +57,12 @@ def to_world(points: Float[Array, "*#b n 3"], pose: Pose) -> Float[Array, "*b n 
     return points @ jnp.swapaxes(rotation, -1, -2) + pose.translation[..., None, :]
 
 
+def to_canonical(points: Float[Array, "*#b n 3"], pose: Pose) -> Float[Array, "*b n 3"]:
+    """Takes a head pose off again: x = R^T (x_world - T) / S, the inverse of `to_world`."""
+    rotation = axis_angle_to_matrix(pose.rotation) / pose.scale[..., None, None]
+    return (points - pose.translation[..., None, :]) @ rotation
+
+
 def to_camera(points: Float[Array, "*#b n 3"], camera: Camera) -> Float[Array, "*b n 3"]:
     """World to camera coordinates (OpenCV)."""
     matrix = camera.world_to_camera

@@ -116,6 +116,10 @@ class GuideModel(nnx.Module):
         low, high = jnp.asarray(self.config.box_min), jnp.asarray(self.config.box_max)
         return low[None] + (high - low)[None] * (grid_vertices(self.config.resolution) + 1.0) / 2.0
 
+    def cell(self) -> Float[np.ndarray, "3"]:
+        """The grid's spacing."""
+        return (np.asarray(self.config.box_max) - np.asarray(self.config.box_min)) / self.config.resolution
+
     def mean_surface(
         self,
     ) -> tuple[Float[Array, "n 3"], Float[Array, "n d"], Int[Array, "m 3"], Int[Array, "2"], Bool[Array, ""]]:
@@ -142,6 +146,15 @@ class GuideModel(nnx.Module):
         # lambda_exp is 1 at a landmark by definition.
         expression = nets.expression(h[:, None], nets.expression_encoder(batch.face_image))
         return to_world(neutral[:, None] + expression, self.subjects.pose(batch.pose, batch.frame))
+
+    def moved(
+        self, points: Float[Array, "n 3"], batch: Batch
+    ) -> tuple[Float[Array, "i n 3"], Float[Array, "i f n 3"]]:
+        """Canonical points of the mean head on each identity, and how f_nf moves them there (lambda_nf = 1)."""
+        nets = self.networks
+        h = nets.inject(self.field(points)[1], self.subjects.identity_code(batch.identity))
+        motion = nets.motion(h[:, None], nets.motion_encoder(batch.nonface_image))
+        return points[None] + nets.identity(h), motion
 
     def __call__(self, batch: Batch) -> GuideOutput:
         """Meshes of a batch in world space (eqs. 1 to 4)."""

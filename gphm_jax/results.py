@@ -87,6 +87,7 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
             run.footage.held_out,
             run.footage.training,
             lpips_weights={net: load_lpips(net) for net in ("vgg", "alex")},
+            lpips_every=run.settings.evaluation.lpips_every,
             folder=run.workdir.path / "heldout",
             progress=lambda items, total: tqdm(items, desc="held-out cameras", total=total, unit="frame"),
         )

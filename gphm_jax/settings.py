@@ -52,7 +52,7 @@ class StageSettings:
     identities: int = 8  # i of a batch, over all devices
     frames: int = 1  # f, expressions of each identity
     views: int = 1  # v, cameras of each frame
-    downscale: int = 1  # trains on pictures of image_size / downscale: larger batches for the same time
+    downscale: int = 1  # trains on pictures of image_size / downscale, without LPIPS: larger batches
     downscale_steps: int = 0  # so many steps from the first; the rest see whole pictures
     rates: Rates = Rates()
     schedule: Schedule = Schedule()
@@ -65,9 +65,9 @@ class StartSettings:
 
     sdf: str = "ellipsoid"  # f_mean's first surface: "ellipsoid" around the landmarks, or "hull" of the masks
     sdf_steps: int = 400
-    landmark_steps: int = 400  # on landmarks alone, at stage 1's rates; 0: none, as in the paper
-    landmark_identities: int = 4  # i of such a batch
-    landmark_frames: int = 2  # f
+    code_steps: int = 400  # off landmarks and head poses alone, at stage 1's rates; 0: none, as in the paper
+    code_identities: int = 4  # i of such a batch
+    code_frames: int = 2  # f
     gaussians: str = "guide"  # "guide": the mean mesh; "ellipsoid": the ablation of the transfer
 
 
@@ -78,6 +78,13 @@ class LogSettings:
     every: int = 20
     grid_every: int = 1000
     checkpoint_every: int = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How the finished model is measured on held-out cameras."""
+
+    lpips_every: int = 1  # LPIPS of every n-th frame: on a CPU it costs more than everything else together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,7 @@ class Settings:
     stage1: StageSettings = StageSettings()
     stage2: StageSettings = StageSettings()
     log: LogSettings = LogSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
 
 def read_flag(cls: type[T], holder: Any) -> T:
