@@ -2,7 +2,7 @@
 # make test:  the same set-up with the test tools, then lint and the test suite.
 # PYTHON=/path/to/python picks the interpreter (3.11, 3.12 or 3.13); ARGS= is passed on to train.py or pytest.
 
-.PHONY: train test lint setup kernels assets lock clean distclean
+.PHONY: train test lint setup kernels assets same-python lock clean distclean
 .DELETE_ON_ERROR:
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -51,7 +51,15 @@ $(BIN)/python:
 	@echo "creating $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv --clear $(VENV)
 
-$(STAMPS)/run: requirements.txt pyproject.toml | $(BIN)/python
+# An interpreter named on the command line cannot replace the one that the environment was made with.
+ifeq ($(origin PYTHON),command line)
+VERSION := -c 'import sys; print(sys.version_info[:2])'
+same-python: | $(BIN)/python
+	@test "$$("$(PYTHON)" $(VERSION))" = "$$($(BIN)/python $(VERSION))" || { echo "error: $(VENV) holds" \
+		"$$($(BIN)/python --version), not the version of PYTHON=$(PYTHON): run make distclean first" >&2; exit 2; }
+endif
+
+$(STAMPS)/run: requirements.txt pyproject.toml hatch_build.py | $(BIN)/python same-python
 	@echo "installing the pinned dependencies into $(VENV)"
 	@$(call install,requirements.txt)
 	@$(PIP) --no-deps --no-build-isolation --editable .

@@ -8,6 +8,7 @@ DIR of `--input` is a prepared identity folder, or a dataset (`--config.subject`
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -50,11 +51,19 @@ _OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
 
 
 def main(argv: Sequence[str]) -> None:
-    """The order of events."""
+    """Reads the flags and starts up."""
     del argv
     settings, prior_path, input_path, out = read_flags()
     runtime.start()
+    fit_person(settings, prior_path, input_path, out)
+
+
+def fit_person(
+    settings: FitSettings, prior_path: pathlib.Path, input_path: pathlib.Path, out: pathlib.Path
+) -> None:
+    """The order of events."""
     prior, prior_settings, _ = load_prior(prior_path)
+    settings.check_crops(prior_settings.data.image_size)
     use_fused_points(prior, settings.backend)
     footage = open_fit_footage(input_path, settings, prior_settings)
     if is_done(out, settings, prior_path, input_path):
@@ -71,14 +80,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]:
-    """The settings and the three paths; what is missing is an `InputError`."""
-    for flag, example in (
-        (_PRIOR, "WORKDIR"), (_INPUT, "DIR"), (_OUT, "DIR")
-    ):  # fmt: skip
-        if flag.value is None:
+    """The settings and the three paths (prior, input, out); what is missing is an `InputError`."""
+
+    def path_of(flag: flags.FlagHolder, example: str) -> pathlib.Path:
+        if not flag.value:
             raise InputError(f"--{flag.name} is missing: add --{flag.name}={example}")
-    settings = read_flag(FitSettings, _CONFIG)
-    return settings, pathlib.Path(_PRIOR.value), pathlib.Path(_INPUT.value), pathlib.Path(_OUT.value)
+        # Shells leave the ~ of --out=~/me to the program.
+        return pathlib.Path(os.path.expanduser(flag.value))
+
+    paths = path_of(_PRIOR, "WORKDIR"), path_of(_INPUT, "DIR"), path_of(_OUT, "DIR")
+    return read_flag(FitSettings, _CONFIG), *paths
 
 
 def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, Any]]:
@@ -97,9 +108,9 @@ def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, A
         face_size=fit.prior.data.face_size,
         nonface_size=fit.prior.data.nonface_size,
     )
-    finetune = FinetuneFit(
-        bake(prior, identity.code(), spec, seed=settings.seed), codes, settings.finetune.limits
-    )
+    baked = bake(prior, identity.code(), spec, seed=settings.seed)
+    use_fused_points(baked, settings.backend)
+    finetune = FinetuneFit(baked, codes, settings.finetune.limits)
     steps, few_images = finetune_length(settings, len(footage.training))
     filled = visibility(finetune, footage.pixels, footage.training, backend=settings.backend)
     step = finetune_step(
@@ -127,9 +138,8 @@ def conclude(fit: Fit, avatar: Avatar, codes: Any, figures: dict[str, Any]) -> N
         avatar, codes, fit.footage, fit.settings, lambda items, text: tqdm(items, desc=text, unit="frame")
     )
     pictures = fit_results.preview_pictures(avatar, codes, fit.footage, fit.settings)
-    write_video(
-        fit.out / "preview.mp4", tqdm(pictures, desc="preview", unit="frame"), fps=fit.settings.preview.fps
-    )
+    shown = iter(tqdm(pictures, desc="preview", unit="frame"))
+    write_video(fit.out / "preview.mp4", shown, fps=fit.settings.preview.fps)
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes()
     fit_results.write_fit_report(fit.out, figures, avatar, codes, fit.footage)
     write_json(fit.out / "metrics.json", figures)

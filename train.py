@@ -28,7 +28,7 @@ from gphm_jax.optim import adam
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
 from gphm_jax.settings import Settings, StageSettings, read_flag
-from gphm_jax.sharding import device_mesh, global_batch, state_sharding
+from gphm_jax.sharding import check_batch, device_mesh, global_batch, state_sharding
 from gphm_jax.stages import (
     GAUSSIANS,
     GUIDE,
@@ -54,14 +54,18 @@ def main(argv: Sequence[str]) -> None:
     del argv
     settings = read_flag(Settings, _CONFIG)
     runtime.start()
-    path = pathlib.Path(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}")
+    path = pathlib.Path(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}").expanduser()
     workdir = Workdir.open(path, settings)
     if workdir.metrics.exists():
         logging.info("done already: %s and %s", workdir.metrics, path / "report.html")
         return
     devices = device_mesh(settings.fsdp)
     footage = open_footage(settings, path.parent / "data")
-    asks = settings.stage1.losses.perceptual or settings.stage2.losses.perceptual
+    stages = {"stage1": settings.stage1} | ({"stage2": settings.stage2} if settings.gaussian_stage else {})
+    for name, stage in stages.items():
+        check_batch(devices, stage.identities, key=f"config.{name}.identities")
+    asks = any(stage.losses.perceptual for stage in stages.values())
+    nets = ("vgg", "alex") if footage.held_out else ("vgg",) if asks else ()
     with RunLog(path) as log:
         run = Run(
             settings=settings,
@@ -69,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
             footage=footage,
             log=log,
             devices=devices,
-            perceptual=load_lpips("vgg") if asks else None,
+            lpips={net: load_lpips(net) for net in nets},
         )
         guide, state = train_stage(run, GUIDE, settings.stage1, lambda: first_guide(run))
         figures = {"stage1": results.stage_figures(run, GUIDE, guide, state)}
@@ -118,9 +122,7 @@ def first_codes(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
         unit="step",
     )
     optimizer = adam(stage.rates, stage.schedule, steps=start.code_steps)
-    errors = initialize_codes(
-        guide, sdf, rest_poses(footage.training), batches, optimizer, seed=settings.seed
-    )
+    errors = initialize_codes(guide, sdf, rest_poses(footage), batches, optimizer, seed=settings.seed)
     logging.info(
         "first codes: landmarks %.4f and motion %.4f head lengths off", errors.landmarks, errors.motion
     )
@@ -172,7 +174,7 @@ def train_stage(
         lambda step: small if step < options.downscale_steps else whole,
         state,
         map(global_batch(run.devices), batches),
-        run.perceptual,
+        run.lpips.get("vgg"),
         steps=options.steps,
         observer=observer,
     )

@@ -31,7 +31,6 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
 
 
 def _paper(c: ml_collections.ConfigDict) -> None:
-    c.start.code_steps = 0
     c.stage1.steps, c.stage1.identities, c.stage1.views = 100_000, 8, 4  # about a day on 8 RTX 4090
     c.stage1.rates.update(networks=1e-3, refine=1e-3, codes=1e-3, landmarks=1e-4, pose_corrections=1e-5)
     c.stage1.losses.update(silhouette=0.1, laplacian=100.0, perceptual=0.0)

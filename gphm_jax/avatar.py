@@ -22,6 +22,7 @@ from gphm_jax.avatar_model import AvatarModel, AvatarSpec, empty_model
 from gphm_jax.data.images import fit_square
 from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes, write_json
+from gphm_jax.nets import use_fused_points
 from gphm_jax.settings import from_mapping
 from gphm_jax.types import Camera, Pose, pytree
 
@@ -48,6 +49,8 @@ class Avatar:
         self.spec = spec
         self.habits = habits
         self.backend = backend
+        model = nnx.clone(model)  # the caller's own keeps its backend
+        use_fused_points(model, backend)  # an avatar lives on one device
         self._graphdef, self._state = nnx.split(model)
 
     @property

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from gphm_jax.gaussians import Fixed, GaussianModel, MotionRegions, pose_splats, regional_displacement
 from gphm_jax.geometry import to_world
-from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig, use_fused_points
+from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig
 from gphm_jax.render import render_splats
 from gphm_jax.types import NUM_CHANNELS, Camera, Pose, Render, Splats, pytree
 
@@ -46,7 +46,8 @@ class AvatarPoints:
 class AvatarModel(nnx.Module):
     """One person's points and the networks that move them (paper 3.5, fine-tuning).
 
-    f_inj, f_id, f_col, f_att and z_id are gone: their results are variables here. f_dyn is new.
+    f_inj, f_id, f_col, f_att and z_id are gone: their results are variables here. f_dyn is new. Like every model, it
+    leaves the choice of kernels for its point MLPs to `nets.use_fused_points`.
     """
 
     def __init__(self, points: AvatarPoints, networks: HeadNetworks, spec: AvatarSpec, *, rngs: nnx.Rngs):
@@ -70,7 +71,6 @@ class AvatarModel(nnx.Module):
         self.opacity_logits = nnx.Param(points.opacity_logits)
         self.features = Fixed(points.features)
         self.weight = Fixed(points.weight)
-        use_fused_points(self, "auto")  # an avatar lives on one device
 
     def __call__(
         self, expression_code: Float[Array, "1 f z"], motion_code: Float[Array, "1 f z"], pose: Pose

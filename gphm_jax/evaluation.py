@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from gphm_jax import losses, metrics
 from gphm_jax.data.layout import Selection
 from gphm_jax.data.pixels import FramePlan, PixelSource
-from gphm_jax.data.sampler import evaluation_batches, evaluation_plans
+from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
 from gphm_jax.files import write_image
 from gphm_jax.perceptual import lpips
 from gphm_jax.types import Batch, Render
@@ -23,25 +23,15 @@ from gphm_jax.types import Batch, Render
 RenderFunction = Callable[[Batch], Render]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Baselines:
-    """Training pictures as predictions: the nearest camera's of the same frame, and the mean of all."""
-
-    by_frame: dict[int, tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "v h w 3"]]]  # directions, images
-    mean: Float[np.ndarray, "h w 3"]
-
-
-def baselines(pixels: PixelSource, selection: Sequence[Selection]) -> Baselines:
-    """Reads the training pictures of a selection once."""
-    by_frame = {}
-    for item in selection:
-        images = (
-            np.stack([pixels.view(item.frame, view)[0] for view in item.views]).astype(np.float32) / 255.0
-        )
-        by_frame[item.frame.row] = (_directions(item), images)
-    total = sum(images.sum(axis=0, dtype=np.float64) for _, images in by_frame.values())
-    count = sum(len(images) for _, images in by_frame.values())
-    return Baselines(by_frame=by_frame, mean=(np.asarray(total) / count).astype(np.float32))
+def mean_picture(pixels: PixelSource, selection: Sequence[Selection]) -> Float[np.ndarray, "h w 3"]:
+    """The mean training picture, of at most 512 frames spread evenly over the selection."""
+    chosen = spread(selection, 512)
+    total, count = np.zeros((pixels.image_size, pixels.image_size, 3), np.float64), 0
+    for item in chosen:
+        for view in item.views:
+            total += pixels.view(item.frame, view)[0]
+            count += 1
+    return (total / (255.0 * count)).astype(np.float32)
 
 
 def evaluate(
@@ -61,7 +51,8 @@ def evaluate(
     with another frame's of the same identity. LPIPS is taken of every `lpips_every`-th frame's pictures
     (`lpips_count`). With `folder`, every truth, render and mask is kept as PNG.
     """
-    reference = baselines(pixels, training)
+    mean = mean_picture(pixels, training)
+    views_of = {item.frame.row: item for item in training}
     plans = {plan.frame.row: plan for plan in evaluation_plans(pixels.dataset, held_out, references=training)}
     measure = jax.jit(_measure)
     rows: list[dict[str, np.ndarray]] = []
@@ -70,7 +61,7 @@ def evaluate(
         picture = render(batch)
         weights = {} if n % lpips_every else lpips_weights
         row = {k: np.asarray(v) for k, v in measure(picture, batch, weights).items()}
-        row |= _baseline_psnr(reference, item, batch)
+        row |= _baseline_psnr(mean, pixels, views_of[item.frame.row], item, batch)
         wrong = _other_expression(plan, plans, pixels)
         if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
             swapped = render(dataclasses.replace(batch, face_image=wrong))
@@ -86,7 +77,9 @@ def evaluate(
     counts = {"count": len(values["psnr"])}
     if lpips_weights:
         counts["lpips_count"] = len(values[f"lpips_{next(iter(lpips_weights))}"])
-    return {name: float(np.mean(value)) for name, value in values.items()} | counts
+    # A figure over an empty mask, or a face outside the picture, is NaN and says nothing.
+    known = {name: value[~np.isnan(value)] for name, value in values.items()}
+    return {name: float(np.mean(value)) for name, value in known.items() if value.size} | counts
 
 
 def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> dict[str, Float[Array, "v"]]:
@@ -113,13 +106,16 @@ def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> di
     }
 
 
-def _baseline_psnr(reference: Baselines, item: Selection, batch: Batch) -> dict[str, np.ndarray]:
-    directions, images = reference.by_frame[item.frame.row]
-    nearest = np.argmax(_directions(item) @ directions.T, axis=1)
+def _baseline_psnr(
+    mean: Float[np.ndarray, "h w 3"], pixels: PixelSource, training: Selection, item: Selection, batch: Batch
+) -> dict[str, np.ndarray]:
+    """Training pictures as predictions: the nearest camera's of the same frame, and the mean of all."""
+    nearest = np.argmax(_directions(item) @ _directions(training).T, axis=1)
+    images = [pixels.view(training.frame, training.views[n])[0].astype(np.float32) / 255.0 for n in nearest]
     truth = batch.image[0, 0]
     return {
-        "nearest_view_psnr": np.asarray(metrics.psnr(images[nearest], truth)),
-        "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(reference.mean, truth.shape), truth)),
+        "nearest_view_psnr": np.asarray(metrics.psnr(np.stack(images), truth)),
+        "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(mean, truth.shape), truth)),
     }
 
 

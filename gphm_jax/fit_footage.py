@@ -18,7 +18,10 @@ from gphm_jax.fit_settings import FitSettings
 from gphm_jax.settings import Settings
 
 _FEWEST_TO_DIVIDE = 10  # frames: fewer are all trained on where dataset.json holds none out
-_PREPARE = "prepare it with `python -m gphm_jax.tools.preprocess --input={} --out=DIR`, then --input=DIR"
+_PREPARED = (
+    "give a folder with images/<frame>/image_<view>.jpg (and mask_, face_), cameras/<frame>/camera_<view>.npz and "
+    "params/<frame>/ (README, 'Your own data')"
+)
 _FOOTAGE = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -43,20 +46,26 @@ def open_fit_footage(path: pathlib.Path, settings: FitSettings, prior: Settings)
 
     Raises `InputError` for footage that is not prepared, an unknown person or camera, and frames without a face.
     """
-    _check_prepared(path)
+    try:
+        _check_prepared(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename or path} ({error.strerror}): give --input a folder to read"
+        ) from error
     dataset = open_dataset(path)
     person = _person(dataset, settings.subject)
     items = _with_camera(select(dataset, identities=[person], views="all", frames="all"), settings.view, path)
     items = [item for item in items if item.frame.shows_face[item.views[0]]]
     if not items:
         raise InputError(
-            f"no frame of {person} in {path} shows a face to the fitted camera: write face_<view>.jpg files with "
-            "`python -m gphm_jax.tools.preprocess`, or choose another --config.view"
+            f"no frame of {person} in {path} shows a face to the fitted camera: put a face_<view>.jpg, the cut-out "
+            "face, beside its image_<view>.jpg, or choose another --config.view"
         )
     training, held_out = _divide(dataset, items, settings.held_out_fraction)
     if not training:
         raise InputError(
-            f"every frame of {person} in {path} is held out: correct dataset.json's held_out_frames"
+            f"every frame of {person} in {path} is held out: correct dataset.json's held_out_frames, or lower "
+            "--config.held_out_fraction"
         )
     data = prior.data
     return FitFootage(
@@ -100,10 +109,10 @@ def _check_prepared(path: pathlib.Path) -> None:
     if not path.exists():
         raise InputError(f"no input at {path}: name a prepared identity folder or dataset with --input")
     if path.is_file():
-        raise InputError(f"{path} is raw footage: " + _PREPARE.format(path))
+        raise InputError(f"{path} is raw footage: {_PREPARED}")
     prepared = (path / "images").is_dir() or any((child / "images").is_dir() for child in path.iterdir())
     if not prepared and any(child.suffix.lower() in _FOOTAGE for child in path.iterdir()):
-        raise InputError(f"{path} holds raw pictures: " + _PREPARE.format(path))
+        raise InputError(f"{path} holds raw pictures: {_PREPARED}")
 
 
 def _person(dataset: Dataset, name: str) -> str:

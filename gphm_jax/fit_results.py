@@ -16,7 +16,7 @@ from gphm_jax import metrics, report
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec
 from gphm_jax.data.layout import Frame, Selection, rotation_matrix, view_intrinsics
-from gphm_jax.data.sampler import evaluation_batches
+from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage, directions
 from gphm_jax.fit_settings import FitSettings
@@ -50,7 +50,7 @@ def make_avatar(
 
 
 def _most_central(codes: Float[Array, "n z"]) -> Float[Array, "z"]:
-    return codes[jnp.argmin(jnp.sum((codes - jnp.mean(codes, axis=0)) ** 2, axis=-1))]
+    return codes[jnp.argmin(jnp.sum((codes - jnp.mean(codes, axis=0, keepdims=True)) ** 2, axis=-1))]
 
 
 def _canonical_camera(frame: Frame, view: int, size: int) -> Camera:
@@ -93,6 +93,7 @@ def evaluate_fit(
 
     `best_training_frame_psnr` takes, for each held-out picture, the training picture most like it, as a
     prediction. `side_views` holds a PSNR for each angle between a camera aside and the fitted one of that frame.
+    `psnr_mask` is None where no picture's mask shows anything.
     """
     options = settings.evaluation
     weights = {net: load_lpips(net) for net in options.lpips}
@@ -106,13 +107,21 @@ def evaluate_fit(
             picture = render_frame(avatar, codes, item.frame, item.views[0])
             rows.append(jax.device_get(measure(picture, truth, mask, weights)))
         if rows:
-            figures[side] = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            figures[side] = {name: _mean(name, [row[name] for row in rows]) for name in rows[0]}
             figures[side]["count"] = len(rows)
     if footage.held_out:
         figures["heldout"]["best_training_frame_psnr"] = best_training_frame_psnr(footage)
     if footage.aside:
         figures["side_views"] = _side_figures(avatar, codes, footage, settings, progress)
     return figures
+
+
+def _mean(name: str, values: Sequence[Any]) -> float | None:
+    """The mean of a figure; of the one inside the masks over pictures whose mask is not empty, None without any."""
+    known = np.asarray(values, np.float64)
+    if name == "psnr_mask":
+        known = known[~np.isnan(known)]
+    return float(np.mean(known)) if known.size else None
 
 
 def _measure(
@@ -131,25 +140,23 @@ def _measure(
 
 def _side_figures(
     avatar: Avatar, codes: FrameCodes, footage: FitFootage, settings: FitSettings, progress: Progress
-) -> dict[str, dict[str, float]]:
-    buckets: dict[int, list[tuple[float, float, float]]] = {}
+) -> dict[str, dict[str, float | None]]:
+    buckets: dict[int, list[dict[str, float]]] = {}
     for item in progress(spread(footage.aside, settings.evaluation.side_frames), "cameras aside"):
         angles = angles_aside(item)
         for view, angle in zip(item.views[1:], angles, strict=True):
             truth, mask = _truth(footage, item.frame, view)
             picture = render_frame(avatar, codes, item.frame, view)
-            values = (
-                float(metrics.psnr(picture, truth)),
-                float(metrics.psnr(picture, truth, mask)),
-                float(angle),
-            )
+            values = {
+                "psnr": float(metrics.psnr(picture, truth)),
+                "psnr_mask": float(metrics.psnr(picture, truth, mask)),
+                "mean_angle": float(angle),
+            }
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
     figures = {}
     for degrees, rows in sorted(buckets.items()):
-        psnr, inside, angle = np.mean(np.array(rows), axis=0)
-        figures[str(degrees)] = {
-            "psnr": float(psnr), "psnr_mask": float(inside), "mean_angle": float(angle), "count": len(rows)
-        }  # fmt: skip
+        means = {name: _mean(name, [row[name] for row in rows]) for name in rows[0]}
+        figures[str(degrees)] = means | {"count": len(rows)}
     return figures
 
 
@@ -219,15 +226,6 @@ def preview_pictures(
         same = render_frame(avatar, codes, frame, view)
         panels = (footage.pixels.view(frame, view)[0], to_bytes(same), to_bytes(np.asarray(aside)))
         yield np.concatenate(panels, axis=1)
-
-
-def spread(items: Sequence[Selection], count: int) -> list[Selection]:
-    """Up to `count` items, evenly spaced."""
-    if not items:
-        return []
-    return [
-        items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})
-    ]
 
 
 def write_fit_report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -13,8 +12,6 @@ from flax import nnx
 
 from gphm_jax import fit_results, loop
 from gphm_jax.data.sampler import BatchSampler, prefetch
-from gphm_jax.errors import InputError
-from gphm_jax.files import plain, write_json
 from gphm_jax.fit_footage import FitFootage, fit_batches
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FitStep
@@ -22,9 +19,10 @@ from gphm_jax.logs import RunLog, read_metrics
 from gphm_jax.settings import Settings
 from gphm_jax.state import Checkpoints, TrainState, abstract_like
 from gphm_jax.types import Batch, Render
+from gphm_jax.workdir import claim
 
-# Settings that may change between a fit and its resumption without making it another fit.
-_FREE = ("log", "backend", "cache_gb", "evaluation", "preview")
+FREE = ("log", "backend", "cache_gb", "evaluation", "preview")  # as `gphm_jax.workdir.FREE`
+_RATES = {"identity": "codes", "finetune": "networks"}  # the group of each step that diverges first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,27 +40,10 @@ class Fit:
 def is_done(out: pathlib.Path, settings: FitSettings, prior: pathlib.Path, footage: pathlib.Path) -> bool:
     """Makes the folder of a fit, or finds it again; True when its figures are there already.
 
-    Raises `InputError` when it cannot be written, or holds a fit of something else.
+    Raises `InputError` as `workdir.claim` does.
     """
-    config = out / "config.json"
     sources = {"prior": str(prior.resolve()), "input": str(footage.resolve())}
-    wanted = plain(sources | dataclasses.asdict(settings))
-    if config.exists():
-        try:
-            found = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{config} is not JSON ({error}): restore it or use another --out") from error
-        for key in sorted(wanted.keys() - set(_FREE)):
-            if found.get(key) != wanted[key]:
-                raise InputError(
-                    f"{out} holds a fit with another '{key}': use another --out, or the same to resume"
-                )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(config, wanted)
-    except OSError as error:
-        raise InputError(f"cannot write {out} ({error.strerror}): choose a writable --out") from error
-    return (out / "metrics.json").exists()
+    return claim(out, settings, free=FREE, flag="--out", sources=sources)
 
 
 def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
@@ -90,7 +71,14 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
         fit.log.images(step.name, done, columns)
 
     observer = loop.Observer(
-        stage=step.name, log=fit.log, settings=fit.settings.log, checkpoints=checkpoints, meta={}, draw=draw
+        stage=step.name,
+        log=fit.log,
+        settings=fit.settings.log,
+        checkpoints=checkpoints,
+        meta={},
+        draw=draw,
+        rates=_RATES[step.name],
+        folder_flag="--out",
     )
     advance = jax.jit(step.advance, donate_argnums=0)
     state = loop.run(

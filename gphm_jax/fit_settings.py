@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gphm_jax.optim import Rates, Schedule
-from gphm_jax.settings import LogSettings
+from gphm_jax.settings import BACKENDS, LogSettings, check_choices, check_crop, check_least, require
 from gphm_jax.step import LossWeights
 
 
@@ -106,3 +106,42 @@ class FitSettings:
     evaluation: EvaluationSettings = EvaluationSettings()
     preview: PreviewSettings = PreviewSettings()
     log: LogSettings = LogSettings(every=10, grid_every=500, checkpoint_every=200)
+
+    def check(self) -> None:
+        """Raises `InputError`, with the key's name, for a value that a fit would not survive."""
+        check_least(self, _LEAST)
+        check_choices(self, {"backend": BACKENDS})
+        fraction = self.held_out_fraction
+        require(0.0 <= fraction < 1.0, "held_out_fraction", fraction, "it must lie in [0, 1), 1 not included")
+        for field in dataclasses.fields(self.finetune.limits):
+            limit = getattr(self.finetune.limits, field.name)
+            require(limit > 0.0, f"finetune.limits.{field.name}", limit, "it must be positive")
+        for net in self.evaluation.lpips:
+            require(net in ("vgg", "alex"), "evaluation.lpips", self.evaluation.lpips, "choose of vgg and alex")
+
+    def check_crops(self, image_size: int) -> None:
+        """The same for the perceptual losses, which compare pictures of the head model's size."""
+        check_crop(self.identity.losses, image_size, "identity.losses")
+        check_crop(self.finetune.losses, image_size, "finetune.losses")
+
+
+# The least value of each key.
+_LEAST = {
+    "seed": 0,
+    "cache_gb": 0,
+    "identity.steps": 1,
+    "identity.frames": 1,
+    "identity.schedule.warmup_steps": 0,
+    "finetune.steps": 1,
+    "finetune.frames": 1,
+    "finetune.schedule.warmup_steps": 0,
+    "finetune.trust_pixels": 0,
+    "few_images.fewest_steps": 1,
+    "evaluation.training_frames": 1,
+    "evaluation.side_frames": 0,
+    "preview.frames": 1,
+    "preview.fps": 1,
+    "log.every": 1,
+    "log.grid_every": 1,
+    "log.checkpoint_every": 1,
+}

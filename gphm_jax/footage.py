@@ -21,7 +21,7 @@ from gphm_jax.data.layout import (
     select,
 )
 from gphm_jax.data.pixels import PixelSource
-from gphm_jax.data.sampler import BatchOptions, pixel_source
+from gphm_jax.data.sampler import BatchOptions, pixel_source, showing_faces
 from gphm_jax.data.synthetic.dataset import synthesize
 from gphm_jax.data.synthetic.writer import Request
 from gphm_jax.settings import Settings, StageSettings
@@ -53,10 +53,13 @@ def open_footage(settings: Settings, cache: pathlib.Path) -> Footage:
     path = pathlib.Path(settings.data.path) if settings.data.path else embedded_heads(settings, cache)
     dataset = open_dataset(path)
     options = batch_options(settings, settings.stage1)
+    training = tuple(showing_faces(select(dataset), options, dataset))
+    rows = {item.frame.row for item in training}
+    held_out = select(dataset, views="held_out") if dataset.held_out_views else ()
     return Footage(
         dataset=dataset,
-        training=select(dataset),
-        held_out=select(dataset, views="held_out") if dataset.held_out_views else (),
+        training=training,
+        held_out=tuple(item for item in held_out if item.frame.row in rows),
         pixels=pixel_source(dataset, options, cache_bytes=int(settings.data.cache_gb * 2**30)),
     )
 
@@ -108,12 +111,15 @@ def batch_options(settings: Settings, stage: StageSettings) -> BatchOptions:
     )
 
 
-def rest_poses(selection: Sequence[Selection]) -> Pose:
-    """Each identity's head pose in its first frame, from which the hull is taken; arrays [identities]."""
-    frames = {item.frame.identity_row: item.frame for item in reversed(selection)}
-    ordered = [frames[row] for row in sorted(frames)]
-    return Pose(
-        rotation=host(np.stack([frame.rotation for frame in ordered])),
-        translation=host(np.stack([frame.translation for frame in ordered])),
-        scale=host(np.array([frame.scale for frame in ordered], np.float32)),
-    )
+def rest_poses(footage: Footage) -> Pose:
+    """Each identity's head pose in its first training frame, from which the hull is taken; arrays [identities].
+
+    The identity pose for somebody who has no training frame.
+    """
+    count = len(footage.dataset.identities)
+    rotation, translation = np.zeros((2, count, 3), np.float32)
+    scale = np.ones(count, np.float32)
+    for item in first_frames(footage.training):
+        frame, row = item.frame, item.frame.identity_row
+        rotation[row], translation[row], scale[row] = frame.rotation, frame.translation, frame.scale
+    return Pose(rotation=host(rotation), translation=host(translation), scale=host(scale))

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from scipy.spatial import cKDTree
 
+from gphm_jax.errors import TrainingError
 from gphm_jax.geometry import axis_angle_to_quaternion, quaternion_multiply, to_world
 from gphm_jax.guide import GuideModel, Subjects
 from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig, expression_weight
@@ -310,7 +311,7 @@ def poisson_disc(
     """Indices of `count` points no two of which are closer than the largest radius that leaves so many.
 
     Two points' radius is scaled by the mean of their `shrink`. Dart throwing in one random order; the radius is
-    found by bisection, the rest is filled at random.
+    found by bisection, and what it leaves beyond `count` is dropped at random.
     """
     order = rng.permutation(len(points))
     tree = cKDTree(points)
@@ -362,11 +363,13 @@ def transfer(
     """The Gaussian model that starts from a trained guide (f_att is the one new network).
 
     `surface` replaces the guide's mean mesh by another (vertices, faces), with f_mean's features there:
-    the ablation that starts from an ellipsoid. Raises ValueError when the guide has no surface.
+    the ablation that starts from an ellipsoid. Raises `TrainingError` when the guide has no surface.
     """
     vertices, features, faces, counts, overflow = jax.device_get(nnx.jit(lambda m: m.mean_surface())(guide))
-    if counts[1] == 0 or overflow:
-        raise ValueError("the guide's mean surface is empty or overflows its capacity")
+    if overflow:
+        raise TrainingError("the guide's mean surface overflows: raise config.guide.max_vertices and max_faces")
+    if counts[1] == 0:
+        raise TrainingError("the guide's mean surface is empty: lower config.stage1.rates.networks and start again")
     vertices, features, faces = vertices[: counts[0]], features[: counts[0]], faces[: counts[1]]
     if surface is not None:
         vertices, faces = surface

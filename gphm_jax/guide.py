@@ -199,6 +199,20 @@ def ellipsoid_sdf(
     return k0 * (1.0 - k0) / jnp.maximum(k1, 1e-6)  # both vanish at the centre
 
 
+def head_ellipsoid(
+    landmarks: Float[np.ndarray, "k 3"],
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Centre and radii of an ellipsoid as large as a head, from its canonical landmarks.
+
+    They lie on its front: it reaches up and back from them, by proportions of the face's width and height.
+    """
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    width, height, _ = high - low
+    center = (low + high) / 2 + np.array([0.0, 0.26 * height, -0.5 * width])
+    radii = np.array([0.56 * width, 0.87 * height, 0.71 * width])
+    return center.astype(np.float32), radii.astype(np.float32)
+
+
 def ellipsoid_mesh(
     center: Float[np.ndarray, "3"], radii: Float[np.ndarray, "3"], *, subdivisions: int = 5
 ) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "m 3"]]:

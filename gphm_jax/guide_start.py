@@ -1,4 +1,4 @@
-"""What the guide learns before stage 1: its first surface, and to read expressions off landmarks."""
+"""What the guide learns before stage 1: its first surface, and to read expression and motion off images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,13 @@ class StartErrors:
 
 
 def initialize_codes(
-    guide: GuideModel, sdf: Float[Array, "g"], rest: Pose, batches: Iterable[Batch], optimizer: Any, *, seed: int
+    guide: GuideModel,
+    sdf: Float[Array, "g"],
+    rest: Pose,
+    batches: Iterable[Batch],
+    optimizer: Any,
+    *,
+    seed: int,
 ) -> StartErrors:
     """Has the encoders read expression and motion before any picture is drawn, a step a batch.
 

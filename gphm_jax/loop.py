@@ -27,6 +27,8 @@ class Observer:
     checkpoints: Checkpoints
     meta: dict[str, Any]
     draw: Callable[[TrainState, int], None]
+    rates: str = "networks"  # the rate group to lower when the stage diverges
+    folder_flag: str = "--workdir"
 
 
 Step = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -69,23 +71,28 @@ def run(
 
 
 def check(values: dict[str, float], observer: Observer, step: int) -> None:
-    """Stops a run that has gone wrong, in one sentence that says what to do."""
-    last = observer.checkpoints.latest()
-    resume = f"the last good checkpoint is step {last or 0}; run the same command again to resume from it"
+    """Stops a run that has gone wrong, in one sentence that says what to do.
+
+    A folder keeps the settings of its run, so that other settings ask for another folder.
+    """
+    stage, last = observer.stage, observer.checkpoints.latest()
+    saved = "nothing is saved of it yet" if last is None else f"its last good checkpoint is of step {last}"
+    resume = "" if last is None else "run the same command again to resume from it; if it stops again, "
+    new = f"start in a new {observer.folder_flag} with"
+    slower = f"a lower --config.{stage}.rates.{observer.rates}"
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise TrainingError(
-            f"{observer.stage}: '{bad[0]}' is not finite at step {step}; {resume}, with a lower "
-            f"--config.{observer.stage}.rates.networks if it happens twice"
+            f"{stage}: '{bad[0]}' is not finite at step {step}; {saved}: {resume}{new} {slower}"
         )
     if values.get("surface_vertices") == 0.0:
         raise TrainingError(
-            f"{observer.stage}: the signed distance field has no zero crossing left at step {step} (the surface "
-            f"vanished); {resume}, with a lower --config.stage1.rates.networks or a higher "
-            "--config.stage1.losses.silhouette, and check the masks and head poses of the data"
+            f"{stage}: the signed distance field has no zero crossing left at step {step} (the surface vanished); "
+            f"{saved}: {resume}{new} {slower} or a higher --config.{stage}.losses.silhouette, and check the masks "
+            "and head poses of the data"
         )
     if values.get("surface_overflow", 0.0) > 0.0:
         raise TrainingError(
-            f"{observer.stage}: the surface has more vertices or faces than its capacity at step {step}; raise "
-            f"--config.guide.max_vertices and --config.guide.max_faces; {resume}"
+            f"{stage}: the surface has more vertices or faces than its capacity at step {step}; {saved}: "
+            f"{new} larger --config.guide.max_vertices and --config.guide.max_faces"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,18 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from gphm_jax import runtime
-from gphm_jax.data.layout import Selection
-from gphm_jax.data.sampler import evaluation_batches
+from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.evaluation import evaluate
 from gphm_jax.logs import read_metrics
-from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
 from gphm_jax.stages import Stage, make_renderer
 from gphm_jax.state import TrainState
 from gphm_jax.training_report import write_training_report
 
 GRID_ROWS = 6  # samples of a grid
-QUICK_FRAMES = 8  # held-out frames behind the figures of a stage that is not the last
+QUICK_FRAMES = 8  # frames behind the quick figures of a stage
 
 
 def sample_drawer(run: Run, stage: Stage, graphdef: Any) -> Callable[[TrainState, int], None]:
@@ -54,14 +52,18 @@ def sample_drawer(run: Run, stage: Stage, graphdef: Any) -> Callable[[TrainState
 
 
 def stage_figures(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> dict[str, float]:
-    """Steps, training seconds (over all interruptions) and held-out PSNR of a finished stage."""
+    """Steps, training seconds (over all interruptions) and PSNR of a finished stage, over a few frames.
+
+    Seen by held-out cameras, or by training cameras where there are no others.
+    """
     rows = [row for row in read_metrics(run.workdir.path) if row["stage"] == stage.name]
     figures = {"steps": int(state.step), "seconds": sum(row["seconds"] for row in rows)}
     side = spread(run.footage.held_out or run.footage.training, QUICK_FRAMES)
-    if not runtime.is_leader() or not side:
+    render = renderer(run, stage, graphdef, state)
+    if not runtime.is_leader():
         return figures
     values = evaluate(
-        renderer(run, stage, graphdef, state),
+        render,
         run.footage.pixels,
         side,
         run.footage.training,
@@ -86,7 +88,7 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
             run.footage.pixels,
             run.footage.held_out,
             run.footage.training,
-            lpips_weights={net: load_lpips(net) for net in ("vgg", "alex")},
+            lpips_weights=run.lpips,
             lpips_every=run.settings.evaluation.lpips_every,
             folder=run.workdir.path / "heldout",
             progress=lambda items, total: tqdm(items, desc="held-out cameras", total=total, unit="frame"),
@@ -101,12 +103,3 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
 def renderer(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> Callable[..., Any]:
     """A compiled renderer of the state as it is now; every process of a cluster run must ask for it together."""
     return make_renderer(stage, graphdef, state, backend=run.settings.backend)
-
-
-def spread(items: Sequence[Selection], count: int) -> list[Selection]:
-    """Up to `count` items, evenly spaced, so that they come from different identities and expressions."""
-    if not items:
-        return []
-    return [
-        items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})
-    ]

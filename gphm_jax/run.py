@@ -22,4 +22,4 @@ class Run:
     footage: Footage
     log: RunLog
     devices: jax.sharding.Mesh
-    perceptual: Any  # LPIPS weights of the training loss; None when no stage asks for it
+    lpips: dict[str, Any]  # LPIPS weights by network: of the training loss and of the evaluation, if they ask for any

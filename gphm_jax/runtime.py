@@ -29,9 +29,8 @@ def start() -> None:
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname
     )
-    cache = (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "gphm_jax" / "xla"
-    )
+    # A variable set to nothing counts as not set (XDG base directory specification).
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gphm_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if _COORDINATOR.value is None:

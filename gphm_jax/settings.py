@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
+import functools
+import math
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, TypeVar
 
 from gphm_jax.errors import InputError
 from gphm_jax.gaussians import GaussianConfig
@@ -16,7 +17,9 @@ from gphm_jax.nets import NetworkConfig
 from gphm_jax.optim import Rates, Schedule
 from gphm_jax.step import LossWeights
 
-T = TypeVar("T")
+BACKENDS = ("auto", "native", "xla", "callback")  # of the kernels (gphm_kernels.backends.NAMES)
+SMALLEST_IMAGE = 32  # pixels a side that every figure can be taken of; LPIPS with AlexNet asks for 31
+SMALLEST_CROP = 16  # that LPIPS with VGG16 can compare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class DataSettings:
     face_size: int = 128  # input of E_exp, inferred
     nonface_size: int = 128  # input of E_nf, inferred
     synthesized_probability: float = 0.5  # face image drawn from another identity, same expression
-    cache_gb: float = 2.0  # decoded images kept in memory
+    cache_gb: float = 2.0  # decoded images kept in memory; 0: none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class StartSettings:
 
     sdf: str = "ellipsoid"  # f_mean's first surface: "ellipsoid" around the landmarks, or "hull" of the masks
     sdf_steps: int = 400
-    code_steps: int = 400  # off landmarks and head poses alone, at stage 1's rates; 0: none, as in the paper
+    code_steps: int = 0  # off landmarks and head poses alone, at stage 1's rates; 0: none, as in the paper
     code_identities: int = 4  # i of such a batch
     code_frames: int = 2  # f
     gaussians: str = "guide"  # "guide": the mean mesh; "ellipsoid": the ablation of the transfer
@@ -108,9 +111,142 @@ class Settings:
     log: LogSettings = LogSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    def check(self) -> None:
+        """Raises `InputError`, with the key's name, for a value that a run would not survive."""
+        check_least(self, _LEAST)
+        check_choices(self, _CHOICES)
+        data, networks = self.data, self.networks
+        widths = networks.encoder_widths
+        require(bool(widths), "networks.encoder_widths", widths, "name one width at least")
+        for width in widths:
+            require(width > 0 and width % 8 == 0, "networks.encoder_widths", widths, "use multiples of 8")
+        unit = 2 ** len(widths)
+        for key, size in (("face_size", data.face_size), ("nonface_size", data.nonface_size)):
+            rule = f"it must be a multiple of {unit} (each of {len(widths)} networks.encoder_widths halves it)"
+            require(size % unit == 0, f"data.{key}", size, rule)
+        for low, high in zip(self.guide.box_min, self.guide.box_max, strict=True):
+            require(low < high, "guide.box_max", self.guide.box_max, "it must exceed guide.box_min")
+        near, far = self.guide.region_near, self.guide.region_far
+        require(near < far, "guide.region_far", far, "it must exceed guide.region_near")
+        chance, points = data.synthesized_probability, self.gaussian
+        require(0.0 <= chance <= 1.0, "data.synthesized_probability", chance, "it must lie in [0, 1]")
+        require(points.face_density > 0.0, "gaussian.face_density", points.face_density, "it must be positive")
+        rule = "it must lie between 0 and 1, neither included"
+        require(0.0 < points.initial_opacity < 1.0, "gaussian.initial_opacity", points.initial_opacity, rule)
+        rule = "use 4 or more, or 0 for one a vertex"
+        require(not 0 < points.num_splats < 4, "gaussian.num_splats", points.num_splats, rule)
+        for name in ("stage1", "stage2") if self.gaussian_stage else ("stage1",):
+            self._check_stage(name)
 
-def read_flag(cls: type[T], holder: Any) -> T:
-    """The settings of a `--config` flag; a file that cannot be read is an `InputError`."""
+    def _check_stage(self, name: str) -> None:
+        stage: StageSettings = getattr(self, name)
+        check_least(stage, _STAGE_LEAST, f"{name}.")
+        size, unit = self.data.image_size, 4 * self.networks.refine_patch
+        rule = f"it must be a multiple of {unit} (4 times networks.refine_patch)"
+        if stage.downscale_steps:
+            unit *= stage.downscale
+            rule = f"it must be a multiple of {unit} (4 times networks.refine_patch times {name}.downscale)"
+        require(size % unit == 0, "data.image_size", size, rule)
+        check_crop(stage.losses, size, f"{name}.losses")
+
+
+# The least value of each key; those of a stage are without the stage's name.
+_LEAST = {
+    "seed": 0,
+    "fsdp": 1,
+    "data.image_size": SMALLEST_IMAGE,
+    "data.face_size": 1,
+    "data.nonface_size": 1,
+    "data.cache_gb": 0,
+    "synthetic.identities": 1,
+    "synthetic.expressions": 1,
+    "synthetic.views": 1,
+    "synthetic.heldout_views": 0,
+    "synthetic.expression_images": 0,
+    "synthetic.size": 16,
+    "synthetic.seed": 0,
+    "networks.width": 1,
+    "networks.depth": 1,
+    "networks.injection_depth": 1,
+    "networks.feature_dim": 1,
+    "networks.identity_dim": 1,
+    "networks.expression_dim": 1,
+    "networks.octaves": 0,
+    "networks.refine_widths": 1,
+    "networks.refine_patch": 1,
+    "networks.dynamics_width": 1,
+    "guide.resolution": 1,
+    "guide.max_vertices": 1,
+    "guide.max_faces": 1,
+    "gaussian.num_splats": 0,
+    "start.sdf_steps": 1,
+    "start.code_steps": 0,
+    "start.code_identities": 1,
+    "start.code_frames": 1,
+    "log.every": 1,
+    "log.grid_every": 1,
+    "log.checkpoint_every": 1,
+    "evaluation.lpips_every": 1,
+}
+_STAGE_LEAST = {
+    "steps": 1,
+    "identities": 1,
+    "frames": 1,
+    "views": 1,
+    "downscale": 1,
+    "downscale_steps": 0,
+    "schedule.warmup_steps": 0,
+}
+_CHOICES = {"backend": BACKENDS, "start.sdf": ("ellipsoid", "hull"), "start.gaussians": ("guide", "ellipsoid")}
+
+
+def require(holds: bool, key: str, value: Any, rule: str) -> None:
+    """Raises `InputError` with a key's name, its value and the rule that it breaks."""
+    if not holds:
+        raise InputError(f"config.{key}={value}: {rule}")
+
+
+def check_least(settings: Any, least: Mapping[str, float], prefix: str = "") -> None:
+    """Each dotted key, or each entry of its tuple, must be finite and at least so much."""
+    for key, bound in least.items():
+        value = _value(settings, key)
+        entries = value if isinstance(value, tuple) else (value,)
+        require(all(x >= bound for x in entries), prefix + key, value, f"it must be at least {bound}")
+        require(all(x < math.inf for x in entries), prefix + key, value, "it must be finite")
+
+
+def check_choices(settings: Any, choices: Mapping[str, Collection[str]]) -> None:
+    """Each dotted key must be one of its words."""
+    for key, words in choices.items():
+        value = _value(settings, key)
+        require(value in words, key, value, f"choose one of {', '.join(words)}")
+
+
+def check_crop(losses: LossWeights, image_size: int, where: str) -> None:
+    """The perceptual loss must find its crop in the picture."""
+    if losses.perceptual:
+        crop, rule = losses.perceptual_crop, f"it must lie between {SMALLEST_CROP} and {image_size} (the image size)"
+        require(SMALLEST_CROP <= crop <= image_size, f"{where}.perceptual_crop", crop, rule)
+
+
+def _value(settings: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), settings)
+
+
+@typing.runtime_checkable
+class Checked(Protocol):
+    """Settings that know which of their values a run survives."""
+
+    def check(self) -> None:
+        """Raises `InputError` with the first wrong key's name."""
+
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Checked)
+
+
+def read_flag(cls: type[C], holder: Any) -> C:
+    """The checked settings of a `--config` flag; a file that cannot be read is an `InputError`."""
     if holder.value is None:
         raise InputError("no config: add --config=configs/NAME.py[:PRESET], for example configs/gaussian.py")
     try:
@@ -118,7 +254,9 @@ def read_flag(cls: type[T], holder: Any) -> T:
     except OSError as error:
         lines = [line.strip() for line in str(error).splitlines() if "Errno" in line] or [str(error).splitlines()[0]]
         raise InputError(f"cannot read --config: {lines[0]}; give configs/NAME.py[:PRESET]") from error
-    return from_mapping(cls, values)
+    settings = from_mapping(cls, values)
+    settings.check()
+    return settings
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
@@ -150,6 +288,13 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
     expected = typing.get_origin(hint) or hint
     if expected is float:
         expected = (int, float)
-    if isinstance(expected, types.UnionType) or isinstance(value, expected):
-        return
-    raise InputError(f"'{where}' is {value!r}: it must be of type {getattr(hint, '__name__', hint)}")
+    if not isinstance(value, expected):
+        raise InputError(f"'{where}' is {value!r}: it must be of type {getattr(hint, '__name__', hint)}")
+    if expected is tuple:
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise InputError(f"'{where}' is {value!r}: it must have {len(kinds)} entries")
+        for index, (item, kind) in enumerate(zip(value, kinds, strict=True)):
+            _check_type(item, kind, f"{where}[{index}]")

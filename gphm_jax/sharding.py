@@ -42,6 +42,12 @@ def device_mesh(fsdp: int) -> Mesh:
     return Mesh(devices, BATCH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
+def check_batch(mesh: Mesh, identities: int, *, key: str) -> None:
+    """Raises `InputError` for a batch whose identities do not divide over all devices; `key` names the setting."""
+    if identities % mesh.size:
+        raise InputError(f"{key}={identities} does not divide over {mesh.size} devices: make it a multiple of that")
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis (identities) divided over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

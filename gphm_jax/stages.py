@@ -15,9 +15,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
-from gphm_jax.errors import InputError, TrainingError
+from gphm_jax.errors import InputError
 from gphm_jax.gaussians import GaussianModel, MotionRegions, Points, transfer
-from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf
+from gphm_jax.guide import GuideModel, ellipsoid_mesh, ellipsoid_sdf, head_ellipsoid
 from gphm_jax.hull import visual_hull
 from gphm_jax.settings import Settings, from_mapping
 from gphm_jax.state import Checkpoints, TrainState, split_model
@@ -31,10 +31,6 @@ from gphm_jax.step import (
     render_guide,
 )
 from gphm_jax.types import Batch, Render
-
-# The head's ellipsoid about its landmarks: the face is its front, so it reaches back and up from them.
-_ELLIPSOID_CENTER = (0.0, 0.05, -0.05)
-_ELLIPSOID_RADII = (0.38, 0.52, 0.48)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,38 +76,32 @@ def start_surface(guide: GuideModel, settings: Settings, mask_batches: Iterable[
     """
     grid = guide.grid()
     if settings.start.sdf == "ellipsoid":
-        sdf = ellipsoid_sdf(grid, jnp.asarray(_ELLIPSOID_CENTER), jnp.asarray(_ELLIPSOID_RADII))
-    elif settings.start.sdf == "hull":
+        center, radii = head_ellipsoid(np.asarray(guide.landmarks[...]))
+        sdf = ellipsoid_sdf(grid, jnp.asarray(center), jnp.asarray(radii))
+    else:  # "hull"
         shape = tuple(n + 1 for n in settings.guide.resolution)
         sdf = jnp.asarray(visual_hull(mask_batches, np.asarray(grid).reshape(*shape, 3)).reshape(-1))
         if not (jnp.any(sdf > 0) and jnp.any(sdf < 0)):
             raise InputError(
                 "the masks' visual hull is empty: check masks and cameras, or set start.sdf=ellipsoid"
             )
-    else:
-        raise InputError(f"config.start.sdf='{settings.start.sdf}': choose ellipsoid or hull")
     return sdf
 
 
 def build_gaussians(guide: GuideModel, settings: Settings) -> GaussianModel:
     """The Gaussian model that a trained guide starts (`settings.start.gaussians` picks its surface)."""
-    if settings.start.gaussians not in ("guide", "ellipsoid"):
-        raise InputError(f"config.start.gaussians='{settings.start.gaussians}': choose guide or ellipsoid")
     surface = None
     if settings.start.gaussians == "ellipsoid":
-        surface = ellipsoid_mesh(np.asarray(_ELLIPSOID_CENTER), np.asarray(_ELLIPSOID_RADII))
-    try:
-        return transfer(
-            guide,
-            settings.gaussian,
-            settings.networks,
-            face_size=settings.data.face_size,
-            nonface_size=settings.data.nonface_size,
-            seed=settings.seed,
-            surface=surface,
-        )
-    except ValueError as error:
-        raise TrainingError(f"{error}: train stage 1 longer or raise config.guide.max_vertices") from error
+        surface = ellipsoid_mesh(*head_ellipsoid(np.asarray(guide.landmarks[...])))
+    return transfer(
+        guide,
+        settings.gaussian,
+        settings.networks,
+        face_size=settings.data.face_size,
+        nonface_size=settings.data.nonface_size,
+        seed=settings.seed,
+        surface=surface,
+    )
 
 
 def describe(model: GuideModel | GaussianModel, settings: Settings, subject: Subject) -> dict[str, Any]:
@@ -188,7 +178,7 @@ def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str
 def make_renderer(stage: Stage, graphdef: Any, state: TrainState, *, backend: str) -> Callable[[Batch], Render]:
     """A renderer of batches on one device, with the state's values of now; compiled once a stage."""
     render = _compiled_renderer(stage, graphdef, backend)
-    params, fixed = host_values((state.params, state.fixed))
+    params, fixed = jax.device_put(host_values((state.params, state.fixed)), jax.local_devices()[0])
     return lambda batch: render(params, fixed, batch)
 
 

@@ -27,7 +27,10 @@ Scalars = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of eq. 17 and 18; 0 switches a term off and it is not computed. Defaults: stage 2."""
+    """Weights of eq. 17 and 18; defaults: stage 2.
+
+    0 switches a term off; one that compares pictures, or the Laplacian, is then not computed.
+    """
 
     fine: float = 1.0
     coarse: float = 1.0
@@ -180,6 +183,9 @@ def make_step(
         batch = downscaled(batch, context.downscale)
 
         def loss(params: Any) -> tuple[jax.Array, Scalars]:
+            if context.devices is not None:
+                # Whole for the time of the step: left to choose, XLA gathers points and divides their networks.
+                params = jax.lax.with_sharding_constraint(params, replicated(context.devices))
             model = nnx.merge(graphdef, params, state.fixed)
             return total_loss(loss_function(model, batch, perceptual, key, context), context.weights)
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gphm_jax import report
+from gphm_jax.data.sampler import spread
 from gphm_jax.logs import image_grid, read_metrics
 
 _HELD_OUT_PICTURES = 6
@@ -118,7 +119,7 @@ def _stage(
     sections = [report.Section(heading=heading, items=items)]
     if len(grids) > 1:
         earlier = [
-            report.Picture(image=path, caption=f"Step {_step(path):,}.") for path in _spread(grids[:-1], 6)
+            report.Picture(image=path, caption=f"Step {_step(path):,}.") for path in spread(grids[:-1], 6)
         ]
         sections.append(report.Section(heading=f"{heading}, earlier samples", items=earlier, folded=True))
     return sections
@@ -131,20 +132,13 @@ def _held_out_grid(folder: pathlib.Path) -> np.ndarray | None:
     if not stems:
         return None
     columns = {}
-    for stem in _spread(stems, _HELD_OUT_PICTURES):
+    for stem in spread(stems, _HELD_OUT_PICTURES):
         pair = []
         for kind in ("truth", "render"):
             with Image.open(folder / f"{stem}_{kind}.png") as picture:
                 pair.append(np.asarray(picture.convert("RGB")))
         columns[stem.replace("_", " ")] = np.stack(pair)
     return image_grid(columns)
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the items, evenly spaced, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def _figure(name: str, value: float) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gphm_jax.errors import InputError
-from gphm_jax.files import write_json
+from gphm_jax.files import plain, write_json
 from gphm_jax.settings import Settings
 
-# Keys that may change between a run and its resumption without making it another run.
-_FREE = ("log", "backend", "fsdp")
+# Settings that may change between a run and its resumption: they say how it is run, shown and measured, not what it
+# learns. A key names itself and all that is below it.
+FREE = ("log", "backend", "fsdp", "data.cache_gb", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,31 +25,8 @@ class Workdir:
 
     @classmethod
     def open(cls, path: pathlib.Path, settings: Settings) -> Workdir:
-        """Creates the folder, or finds it again with the same settings.
-
-        Raises `InputError` when it cannot be written, or belongs to a run with other settings.
-        """
-        config = path / "config.json"
-        wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if config.exists():
-            try:
-                found = json.loads(config.read_text())
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{config} is not JSON ({error}): restore it or use another --workdir"
-                ) from error
-            key = _difference(found, wanted)
-            if key is not None:
-                raise InputError(
-                    f"{path} holds a run with another config.{key}: use another --workdir, or the same config to resume"
-                )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(config, wanted)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path} ({error.strerror}): choose a writable --workdir"
-            ) from error
+        """Creates the folder, or finds it again with the same settings; raises as `claim` does."""
+        claim(path, settings, free=FREE, flag="--workdir")
         return cls(path)
 
     def checkpoints(self, stage: str) -> pathlib.Path:
@@ -64,14 +43,63 @@ class Workdir:
         write_json(self.metrics, figures)
 
 
-def _difference(found: Any, wanted: Any, prefix: str = "") -> str | None:
-    """The name of the first key in which two configs differ, those in `_FREE` aside."""
+def claim(
+    path: pathlib.Path,
+    settings: Any,
+    *,
+    free: Sequence[str],
+    flag: str,
+    sources: Mapping[str, str] | None = None,
+) -> bool:
+    """Makes a run's folder and its config.json, or finds it again with the same settings; True if it is finished.
+
+    `settings` is a dataclass, `free` the dotted keys that may differ, `flag` the one that names the folder, and
+    `sources` the values of further flags that must stay. A folder without figures and checkpoints has nothing to
+    lose: its config is replaced. That of a finished run stays as it is. Raises `InputError` when the folder cannot
+    be read or written, or belongs to a run with other settings.
+    """
+    sources = sources or {}
+    config = path / "config.json"
+    wanted = plain({**sources, **dataclasses.asdict(settings)})
+    try:
+        finished = (path / "metrics.json").exists()
+        # Orbax names a complete checkpoint by its step alone.
+        started = finished or any(found.name.isdigit() for found in path.glob("checkpoints/*/*"))
+        if started and config.exists():
+            key = _difference(_read(config, flag), wanted, free)
+            if key is not None:
+                name = f"--{key}" if key in sources else f"config.{key}"
+                raise InputError(
+                    f"{path} holds a run with another {name}: use another {flag}, or the same to resume"
+                )
+        if not finished:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(config, wanted)
+    except OSError as error:
+        raise InputError(
+            f"cannot use {path} ({error.strerror}): choose a folder to read and write with {flag}"
+        ) from error
+    return finished
+
+
+def _read(config: pathlib.Path, flag: str) -> dict[str, Any]:
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise InputError(f"{config} is not JSON ({error}): restore it or use another {flag}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{config} holds no settings: restore it or use another {flag}")
+    return found
+
+
+def _difference(found: Any, wanted: Any, free: Sequence[str], key: str = "") -> str | None:
+    """The first dotted key in which two configs differ, those in `free` and below them aside."""
+    if key in free:
+        return None
     if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return None if found == wanted else prefix
-    for key in sorted(found.keys() | wanted.keys()):
-        if not prefix and key in _FREE:
-            continue
-        inner = _difference(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
+        return None if found == wanted else key
+    for name in sorted(found.keys() | wanted.keys()):
+        inner = _difference(found.get(name), wanted.get(name), free, f"{key}.{name}" if key else name)
         if inner is not None:
             return inner
     return None

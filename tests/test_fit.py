@@ -1,6 +1,7 @@
 """A whole fit at toy size, from a head model on disk to a loaded avatar, and what bad input gives."""
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from dataset_fixture import write_dataset
 from flax import nnx
 from prior_fixture import SETTINGS, make_prior, save_prior, toy_spec
@@ -20,8 +22,8 @@ from gphm_jax.avatar_model import bake
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.errors import InputError
 from gphm_jax.fit_footage import open_fit_footage
-from gphm_jax.fit_results import angles_aside
-from gphm_jax.fit_run import Fit, is_done, run_step
+from gphm_jax.fit_results import angles_aside, evaluate_fit, make_avatar
+from gphm_jax.fit_run import Fit, run_step
 from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights
 from gphm_jax.fitting import (
     FinetuneFit,
@@ -54,21 +56,23 @@ def footage_dir(tmp_path_factory):
     )
 
 
-def fit_command(*flags: str) -> subprocess.CompletedProcess:
-    """Runs the program as a user does, on one CPU device."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return subprocess.run(
-        [sys.executable, "fit.py", "--config=configs/fit.py:tiny", *flags],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def program():
+    """fit.py as a module. Its flags are taken back: train.py has some of the same names."""
+    module = importlib.import_module("fit")
+    for name in ("config", "prior", "input", "out"):
+        delattr(flags.FLAGS, name)
+    return module
 
 
-def test_a_fit_from_end_to_end(prior_dir, footage_dir, tmp_path):
+def tiny(**changes):
+    """The tiny preset with some settings changed."""
+    return dataclasses.replace(from_mapping(FitSettings, get_config("tiny").to_dict()), **changes)
+
+
+def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog):
     out = tmp_path / "out"
-    flags = (f"--prior={prior_dir}", f"--input={footage_dir}", f"--out={out}")
-    first = fit_command(*flags)
-    assert first.returncode == 0, first.stderr
+    program.fit_person(tiny(), prior_dir, footage_dir, out)
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["training_frames"] == 4 and figures["heldout"]["count"] == 1
     assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 12
@@ -77,34 +81,41 @@ def test_a_fit_from_end_to_end(prior_dir, footage_dir, tmp_path):
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
     written = (out / "metrics.json").stat().st_mtime_ns
-    second = fit_command(*flags)
-    assert second.returncode == 0 and "done already" in second.stderr
+    caplog.set_level("INFO")
+    program.fit_person(tiny(), prior_dir, footage_dir, out)
+    assert "done already" in caplog.text
     assert (out / "metrics.json").stat().st_mtime_ns == written
 
 
-def test_a_folder_holds_one_fit(tmp_path):
-    settings = from_mapping(FitSettings, get_config("tiny").to_dict())
-    out, prior, footage = tmp_path / "out", tmp_path / "prior", tmp_path / "footage"
-    assert not is_done(out, settings, prior, footage)
-    assert not is_done(out, dataclasses.replace(settings, backend="xla"), prior, footage)  # free to change
-    with pytest.raises(InputError, match="another 'seed'"):
-        is_done(out, dataclasses.replace(settings, seed=1), prior, footage)
-    with pytest.raises(InputError, match="another 'prior'"):
-        is_done(out, settings, tmp_path / "other", footage)
-    (out / "metrics.json").write_text("{}")
-    assert is_done(out, settings, prior, footage)
+def test_bad_input_is_one_line(footage_dir, tmp_path):
+    """As a user meets it: the program, its flags, one line and status 2."""
+    environment = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="",
+        HOME=str(tmp_path),
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+    )
+    environment.pop("PJRT_NPROC", None)  # of the tests' eight devices
+    done = subprocess.run(
+        [sys.executable, "fit.py", "--config=configs/fit.py:tiny", "--prior=~/prior", f"--input={footage_dir}",
+         f"--out={tmp_path / 'out'}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: no trained prior in {tmp_path / 'prior'}")
+    assert not (tmp_path / "out").exists()
 
 
-def test_bad_input_is_one_line(prior_dir, footage_dir, tmp_path):
-    missing = fit_command(f"--prior={tmp_path}", f"--input={footage_dir}", f"--out={tmp_path / 'out'}")
-    assert missing.returncode == 2
-    assert missing.stderr.strip().splitlines()[-1].startswith(f"error: no trained prior in {tmp_path}")
+def test_a_crop_larger_than_the_head_models_pictures_is_named(program, prior_dir, footage_dir, tmp_path):
+    finetune = dataclasses.replace(tiny().finetune, losses=FitWeights(perceptual=0.1, perceptual_crop=64))
+    with pytest.raises(InputError, match="finetune.losses.perceptual_crop=64"):
+        program.fit_person(tiny(finetune=finetune), prior_dir, footage_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def toy_footage(path, **changes):
-    settings = dataclasses.replace(from_mapping(FitSettings, get_config("tiny").to_dict()), **changes)
-    return open_fit_footage(path, settings, SETTINGS)
+    return open_fit_footage(path, tiny(**changes), SETTINGS)
 
 
 def test_footage_is_divided_by_frame_and_camera(footage_dir):
@@ -147,7 +158,7 @@ def test_raw_and_absent_footage_are_named(tmp_path):
         toy_footage(tmp_path / "nothing")
     (tmp_path / "clip.mp4").write_bytes(b"0")
     for path in (tmp_path / "clip.mp4", tmp_path):
-        with pytest.raises(InputError, match="tools.preprocess"):
+        with pytest.raises(InputError, match="raw .*give a folder with images/<frame>/image_<view>.jpg"):
             toy_footage(path)
     people = write_dataset(tmp_path / "people", identities=2, frames=1, views=("0",))
     with pytest.raises(InputError, match="2 identities: choose one with --config.subject"):
@@ -162,9 +173,50 @@ def test_the_length_falls_with_the_images():
     assert finetune_length(settings, 1) == (few.fewest_steps, True)
 
 
+def test_an_unreadable_input_is_named(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)  # the tests may run as root, to whom all is permitted
+    with pytest.raises(InputError, match="cannot read .*Permission denied"):
+        toy_footage(tmp_path)
+
+
+def test_pictures_without_a_mask_have_no_figure_inside_it(toy):
+    footage, prior, codes = toy
+    spec = toy_spec(prior)
+    avatar = make_avatar(
+        bake(prior, jnp.asarray(prior.subjects.codes[...][0]), spec, seed=0), spec, codes, footage, backend="auto"
+    )
+    first = footage.training[0].frame
+
+    class Pixels:
+        """The first frame's masks, or all, are empty."""
+
+        def __init__(self, rows):
+            self.rows = rows
+
+        def view(self, frame, view):
+            image, mask = footage.pixels.view(frame, view)
+            return image, mask * np.uint8(frame.row not in self.rows)
+
+    def figures(rows):
+        masked = dataclasses.replace(footage, pixels=Pixels(rows))
+        return evaluate_fit(avatar, codes, masked, tiny(), lambda items, text: items)
+
+    whole, partly, never = figures(()), figures((first.row,)), figures(range(9))
+    assert np.isfinite(whole["train"]["psnr_mask"]) and np.isfinite(partly["train"]["psnr_mask"])
+    assert partly["train"]["psnr_mask"] != whole["train"]["psnr_mask"]
+    assert never["train"]["psnr_mask"] is None and never["heldout"]["psnr_mask"] is None
+    assert all(side["psnr_mask"] is None for side in never["side_views"].values()) and never["side_views"]
+    assert never["train"]["psnr"] == whole["train"]["psnr"]
+
+
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
 def test_every_preset_is_a_whole_configuration(preset):
-    assert from_mapping(FitSettings, get_config(preset).to_dict()).preset == preset
+    settings = from_mapping(FitSettings, get_config(preset).to_dict())
+    assert settings.preset == preset
+    settings.check()
     config = get_config(preset)
     with pytest.raises(InputError, match="choose one of tiny, small, paper"):
         get_config("huge")

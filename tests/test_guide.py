@@ -11,7 +11,7 @@ import trimesh
 from flax import nnx
 
 from gphm_jax.geometry import to_world
-from gphm_jax.guide import ellipsoid_mesh, ellipsoid_sdf
+from gphm_jax.guide import ellipsoid_mesh, ellipsoid_sdf, head_ellipsoid
 from gphm_jax.guide_start import initialize_codes
 from gphm_jax.losses import landmark_distance
 from gphm_jax.types import Pose
@@ -106,6 +106,16 @@ def test_codes_start_on_landmarks_and_poses_and_leave_the_surface():
     vertices, _, _, counts, _ = nnx.jit(lambda m: m.mean_surface())(model)
     used = np.asarray(vertices)[: int(counts[0])]
     assert np.abs(np.linalg.norm((used - CENTER) / RADII, axis=1) - 1.0).max() < 0.1
+
+
+def test_the_head_ellipsoid_follows_the_landmarks():
+    face = np.array([[-0.34, 0.1, 0.1], [0.34, 0.1, 0.1], [0.0, -0.41, 0.4], [0.0, 0.19, 0.42], [0.0, -0.1, 0.53]])
+    center, radii = head_ellipsoid(face)
+    inside = ellipsoid_sdf(jnp.asarray(face, jnp.float32), jnp.asarray(center), jnp.asarray(radii))
+    assert np.abs(inside).max() < 0.15  # a face lies near its surface
+    moved, larger = head_ellipsoid(2.0 * face + 3.0)
+    np.testing.assert_allclose(moved, 2.0 * center + 3.0, atol=1e-5)
+    np.testing.assert_allclose(larger, 2.0 * radii, atol=1e-6)
 
 
 def test_ellipsoid_mesh_is_closed():

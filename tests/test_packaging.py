@@ -1,5 +1,6 @@
 """What the repository says about its dependencies: pins that name no host, and a licence for each."""
 
+import importlib.util
 import pathlib
 import re
 import tomllib
@@ -61,3 +62,17 @@ def test_every_dependency_and_asset_has_a_licence():
     words = set(re.findall(r"[a-z0-9.-]+", page))
     assert not direct() - words
     assert not {package.name.lower().replace("_", "-") for package in assets.PACKAGES} - words
+
+
+def test_wheels_carry_the_kernels_and_editable_installs_do_not():
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    hook = module.KernelLibrary(str(ROOT), {}, None, None, "", "wheel")
+    packed = {}
+    for version in ("editable", "standard"):
+        hook.initialize(version, data := {"force_include": {}})
+        packed[version] = set(data["force_include"].values())
+    assert not packed["editable"]
+    library = packed["standard"] - {"gphm_kernels/csrc"}
+    assert len(packed["standard"]) == 2 and re.fullmatch(r"gphm_kernels/build/libgphm_kernels-\w+\.so", *library)

@@ -1,13 +1,16 @@
 """Configs become settings; every wrong key or value is named."""
 
 import dataclasses
+import types
 
+import ml_collections
 import pytest
 
-from configs import gaussian, mesh
+from configs import fit, gaussian, mesh
 from gphm_jax.errors import InputError
-from gphm_jax.settings import Settings, from_mapping
-from gphm_jax.workdir import Workdir
+from gphm_jax.fit_settings import FitSettings
+from gphm_jax.settings import BACKENDS, Settings, from_mapping, read_flag
+from gphm_kernels import backends
 
 
 @pytest.mark.parametrize("module", [gaussian, mesh])
@@ -16,6 +19,7 @@ def test_every_preset_builds(module, preset):
     settings = from_mapping(Settings, module.get_config(preset).to_dict())
     assert settings.preset == preset
     assert settings.gaussian_stage == (module is gaussian)
+    settings.check()
 
 
 def test_defaults_are_the_papers_networks():
@@ -24,6 +28,7 @@ def test_defaults_are_the_papers_networks():
     assert (nets.width, nets.depth, nets.injection_depth, nets.feature_dim) == (512, 4, 8, 128)
     assert (nets.identity_dim, nets.expression_dim) == (512, 128)
     assert settings.stage1.identities * settings.stage1.views == 32
+    assert settings.start == Settings().start and settings.start.code_steps == 0
 
 
 def test_small_meets_its_minimum_sizes():
@@ -57,12 +62,128 @@ def test_misspelt_keys_name_the_nearest():
         gaussian.get_config("huge")
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path):
-    settings = from_mapping(Settings, gaussian.get_config("tiny").to_dict())
-    Workdir.open(tmp_path / "run", settings)
-    Workdir.open(tmp_path / "run", dataclasses.replace(settings, backend="xla"))
-    with pytest.raises(InputError, match="another config.seed"):
-        Workdir.open(tmp_path / "run", dataclasses.replace(settings, seed=5))
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
-        Workdir.open(tmp_path / "run", settings)
+def test_tuples_have_their_length_and_kinds():
+    for key, value, words in (
+        ("refine_widths", (8, 16), "config.networks.refine_widths.*3 entries"),
+        ("encoder_widths", (8, "16"), r"config.networks.encoder_widths\[1\]"),
+    ):
+        values = dataclasses.asdict(Settings())
+        values["networks"][key] = value
+        with pytest.raises(InputError, match=words):
+            from_mapping(Settings, values)
+
+
+def changed(settings, key, value):
+    """A copy with one dotted key changed."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(
+        settings, **{name: changed(getattr(settings, name), rest, value) if rest else value}
+    )
+
+
+TINY = from_mapping(Settings, gaussian.get_config("tiny").to_dict())
+TINY_FIT = from_mapping(FitSettings, fit.get_config("tiny").to_dict())
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(f"{s}.{k}", 0) for s in ("stage1", "stage2") for k in ("steps", "identities", "frames", "views")],
+        ("stage2.downscale", 0),
+        ("stage2.downscale_steps", -1),
+        ("stage1.schedule.warmup_steps", -1),
+        ("stage2.losses.perceptual_crop", 65),
+        ("stage2.losses.perceptual_crop", 8),
+        ("data.image_size", 68),  # of refine_patch=2: a multiple of 8
+        ("data.image_size", 72),  # and of downscale=2 in stage 2
+        ("data.image_size", 16),
+        ("data.face_size", 24),  # four encoder widths
+        ("data.nonface_size", 40),
+        ("data.cache_gb", -1.0),
+        ("data.cache_gb", NAN),
+        ("data.cache_gb", float("inf")),
+        ("data.synthesized_probability", 1.5),
+        ("networks.encoder_widths", (8, 12, 16, 32)),
+        ("networks.encoder_widths", ()),
+        ("networks.refine_widths", (8, 0, 16)),
+        ("networks.refine_patch", 0),
+        ("networks.depth", 0),
+        ("guide.resolution", (20, 0, 18)),
+        ("guide.box_max", (1.3, -1.35, 1.1)),
+        ("guide.region_far", 0.1),
+        ("gaussian.num_splats", -1),
+        ("gaussian.num_splats", 3),
+        ("gaussian.initial_opacity", 1.0),
+        ("gaussian.face_density", 0.0),
+        ("start.sdf", "sphere"),
+        ("start.gaussians", "sphere"),
+        ("start.sdf_steps", 0),
+        ("start.code_steps", -1),
+        ("start.code_frames", 0),
+        ("log.every", 0),
+        ("log.grid_every", 0),
+        ("log.checkpoint_every", 0),
+        ("evaluation.lpips_every", 0),
+        ("backend", "cuda"),
+        ("synthetic.size", 8),
+        ("seed", -1),
+        ("fsdp", 0),
+    ],
+)
+def test_values_that_no_run_survives_are_named(key, value):
+    with pytest.raises(InputError) as caught:
+        changed(TINY, key, value).check()
+    assert str(caught.value).startswith(f"config.{key}=") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("identity.steps", 0),
+        ("identity.frames", 0),
+        ("finetune.steps", 0),
+        ("finetune.frames", 0),
+        ("finetune.limits.color", 0.0),
+        ("finetune.trust_pixels", -1.0),
+        ("few_images.fewest_steps", 0),
+        ("held_out_fraction", 1.0),
+        ("held_out_fraction", NAN),
+        ("preview.frames", 0),
+        ("preview.fps", 0),
+        ("evaluation.training_frames", 0),
+        ("evaluation.lpips", ("vgg", "resnet")),
+        ("backend", "cuda"),
+        ("cache_gb", -1.0),
+        ("log.every", 0),
+        ("log.checkpoint_every", 0),
+    ],
+)
+def test_values_that_no_fit_survives_are_named(key, value):
+    with pytest.raises(InputError) as caught:
+        changed(TINY_FIT, key, value).check()
+    assert str(caught.value).startswith(f"config.{key}=") and "\n" not in str(caught.value)
+
+
+def test_a_fits_crops_lie_in_the_head_models_pictures():
+    settings = changed(TINY_FIT, "finetune.losses.perceptual", 0.1)
+    settings.check_crops(64)
+    with pytest.raises(InputError, match="config.finetune.losses.perceptual_crop=64.*between 16 and 32"):
+        settings.check_crops(32)
+    TINY_FIT.check_crops(32)  # asks for no perceptual loss
+
+
+def test_what_is_not_used_is_not_checked():
+    changed(TINY, "data.cache_gb", 0.0).check()
+    changed(changed(TINY, "stage2.downscale_steps", 0), "data.image_size", 72).check()  # whole pictures alone
+    changed(changed(TINY, "gaussian_stage", False), "stage2.losses.perceptual_crop", 999).check()
+
+
+def test_backends_are_those_of_the_kernels():
+    assert set(BACKENDS) == set(backends.NAMES)
+
+
+def test_the_flag_is_checked():
+    values = ml_collections.ConfigDict(dataclasses.asdict(changed(TINY, "log.every", 0)))
+    with pytest.raises(InputError, match="config.log.every=0"):
+        read_flag(Settings, types.SimpleNamespace(value=values))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gphm_kernels import splat
+from gphm_kernels import rows, splat
+from gphm_kernels.backends import native
 from gphm_kernels.reference import tiles
 
 WIDTH, HEIGHT, CHANNELS, NUMBER = 37, 21, 3, 24  # six tiles, the last ones cut by the image
@@ -254,6 +255,16 @@ def test_crowded_scene_takes_more_groups_and_loses_nothing(monkeypatch):
     )
 
 
+def test_unused_slots_are_no_run_of_the_last_primitive(monkeypatch):
+    """They are most of the buffer: summed as such, they would cost as many passes as the longest run of all."""
+    primitive = jnp.array([0, 0, 2, 3, 3, 3, 3, 3, 3], jnp.int32)
+    bins = tiles.Bins(jnp.arange(9), primitive, slots=jnp.array([2, 0, 1, 1]), start=jnp.zeros(2, jnp.int32))
+    buffer = jnp.where(jnp.arange(9) < 4, 2.0 ** jnp.arange(9), jnp.nan)[:, None]
+    np.testing.assert_array_equal(tiles.sum_by_primitive(buffer, bins)[:, 0], [3, 0, 4, 8])
+    monkeypatch.setattr(tiles, "sum_sorted_rows", rows._fold)  # what runs on GPUs
+    np.testing.assert_array_equal(tiles.sum_by_primitive(buffer, bins)[:, 0], [3, 0, 4, 8])
+
+
 @pytest.mark.parametrize(("number", "channels", "width", "height"), [(0, 3, 20, 9), (2, 33, 1, 1), (40, 1, 17, 33)])
 def test_odd_sizes(number, channels, width, height):
     scene = make_scene()
@@ -284,6 +295,7 @@ def test_leading_dimensions_broadcast():
 
 @pytest.mark.parametrize("backend", ["xla", "auto"])
 def test_gradient_of_replicated_inputs_under_shard_map(backend):
+    assert native.available(), native.reason()  # "auto" is "xla" otherwise
     scene = make_scene()
     camera = scene.pop("world_to_camera")
     cameras = jnp.stack([camera, camera.at[0, 3].add(0.1)])

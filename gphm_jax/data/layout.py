@@ -19,6 +19,7 @@ non-face images are cut around the projected landmarks in the views that the fac
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,12 +27,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from gphm_jax.data import files, images
 from gphm_jax.data.files import View
 from gphm_jax.errors import InputError
-from gphm_jax.types import Camera, Pose
 
 FACING = 0.26  # cosine of 75 degrees: a face turned further away counts as hidden where no face file says so
 
@@ -90,10 +90,20 @@ def open_dataset(path: str | Path, *, workers: int = 1) -> Dataset:
     """Indexes a dataset (or one identity's folder) and checks everything but the pixels.
 
     Reads every camera, every params file, every landmark file and every image's header. Each fault is an
-    `InputError` that names the file and what to do. Pixels are checked when they are decoded.
-    Costs under a millisecond an image; more `workers` pay on network disks alone, where the wait is not Python's.
+    `InputError` that names the file and what to do. Pixels are checked when they are decoded. A leading ~ is the
+    user's home. Costs under a millisecond an image; more `workers` pay on network disks alone, where the wait is
+    not Python's.
     """
-    root = Path(path)
+    root = Path(os.path.expanduser(path))
+    try:
+        return _index(root, workers)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename or root} ({error.strerror}): check its permissions"
+        ) from error
+
+
+def _index(root: Path, workers: int) -> Dataset:
     if not root.is_dir():
         raise InputError(
             f"no dataset at {root}: give a folder written by `python -m gphm_jax.tools.synthesize --out=DIR`"
@@ -165,36 +175,17 @@ def select(
     return tuple(chosen)
 
 
-def pose_table(dataset: Dataset) -> Pose:
-    """The tracked head poses as NumPy arrays: row `Frame.row` of each."""
-    return Pose(
-        rotation=host(np.stack([frame.rotation for frame in dataset.frames])),
-        translation=host(np.stack([frame.translation for frame in dataset.frames])),
-        scale=host(np.array([frame.scale for frame in dataset.frames], np.float32)),
-    )
-
-
-def camera_table(selection: Sequence[Selection], size: int) -> Camera:
-    """Every camera of a selection, in order [n], for square images of `size` pixels."""
-    world_to_camera = [item.frame.world_to_camera[list(item.views)] for item in selection]
-    intrinsics = [view_intrinsics(item.frame, view, size)[None] for item in selection for view in item.views]
-    return Camera(
-        world_to_camera=host(np.concatenate(world_to_camera)), intrinsics=host(np.concatenate(intrinsics))
-    )
-
-
-def frame_identities(dataset: Dataset) -> Int[np.ndarray, "f"]:
-    """The identity row of every frame row."""
-    return np.array([frame.identity_row for frame in dataset.frames], np.int32)
+def canonical_landmarks(frame: Frame) -> Float[np.ndarray, "k 3"]:
+    """A frame's landmarks in canonical space, float64: mapped there by the inverse tracked pose."""
+    local = (frame.landmarks.astype(np.float64) - frame.translation) @ rotation_matrix(frame.rotation)
+    return local / frame.scale
 
 
 def mean_canonical_landmarks(selection: Sequence[Selection]) -> Float[np.ndarray, "k 3"]:
-    """The landmarks of all frames mapped to canonical space by the inverse tracked pose, averaged."""
+    """The mean of all frames' landmarks in canonical space."""
     total = np.zeros(selection[0].frame.landmarks.shape)
     for item in selection:
-        frame = item.frame
-        local = (frame.landmarks.astype(np.float64) - frame.translation) @ rotation_matrix(frame.rotation)
-        total += local / frame.scale
+        total += canonical_landmarks(item.frame)
     return (total / len(selection)).astype(np.float32)
 
 
@@ -236,20 +227,6 @@ def load_synthesized(frame: Frame, index: int, *, size: int) -> UInt8[np.ndarray
     return images.fit_square(images.read_rgb(frame.synthesized[index]), size, fill=255)
 
 
-def load_visible(frame: Frame, view: int, *, size: int) -> UInt8[np.ndarray, "size size"]:
-    """Where the picture holds real pixels (255); all of it when the view has no visible_<view> file."""
-    record = frame.views[view]
-    visible = (
-        np.full(record.size, 255, np.uint8) if record.visible is None else images.read_gray(record.visible)
-    )
-    return images.fit_square(visible, size, fill=0)
-
-
-def load_params(frame: Frame) -> dict[str, np.ndarray]:
-    """All arrays of a frame's params.npz (`id_coeff` and `exp_coeff` among them where the tracker wrote them)."""
-    return files.read_npz(frame.params, ())
-
-
 def host(array: np.ndarray) -> Any:
     """The array itself: `Batch` declares JAX arrays, and holds NumPy ones until they are put on a device."""
     return array
@@ -279,10 +256,12 @@ def _face_box(frame: Frame, view: int) -> tuple[int, int, int]:
 def _identity_folders(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
     listed = metadata.get("identities")
     if isinstance(listed, list) and listed:
-        names = sorted(
-            (str(item["name"]) if isinstance(item, dict) else str(item) for item in listed),
-            key=files.natural_key,
-        )
+        names = []
+        for item in listed:
+            if isinstance(item, dict) and "name" not in item:
+                raise InputError(f"{root / 'dataset.json'} lists an identity without a name: add \"name\"")
+            names.append(str(item["name"]) if isinstance(item, dict) else str(item))
+        names.sort(key=files.natural_key)
         for name in names:
             if not (root / name).is_dir():
                 raise InputError(
@@ -365,12 +344,17 @@ def _held_out(
     listed = metadata.get("held_out_frames", [])
     pairs = {(frame.identity, frame.name) for frame in frames}
     if isinstance(listed, dict):
+        for identity, names in listed.items():
+            if not isinstance(names, list):
+                raise InputError(
+                    f"{root / 'dataset.json'}: held_out_frames of {identity} is {names!r}: expected a list of names"
+                )
         held = {(str(identity), str(name)) for identity, names in listed.items() for name in names}
         unknown = held - pairs
     else:
-        names = {str(name) for name in listed}
-        held = {pair for pair in pairs if pair[1] in names}
-        unknown = {("any identity", name) for name in names - {pair[1] for pair in pairs}}
+        wanted = {str(name) for name in listed}
+        held = {pair for pair in pairs if pair[1] in wanted}
+        unknown = {("any identity", name) for name in wanted - {pair[1] for pair in pairs}}
     views = frozenset(str(name) for name in metadata.get("held_out_views", []))
     people = frozenset(str(name) for name in metadata.get("held_out_identities", []))
     for kind, missing in (

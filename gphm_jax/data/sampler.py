@@ -14,6 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -24,6 +25,8 @@ from gphm_jax.data.layout import Dataset, Selection
 from gphm_jax.data.pixels import FramePlan, PixelSource, assemble
 from gphm_jax.errors import InputError
 from gphm_jax.types import Batch
+
+T = TypeVar("T")
 
 # Names of the independent random streams under one seed.
 IDENTITIES, FRAMES, VIEWS, FACE, AUGMENT = range(5)
@@ -91,7 +94,7 @@ class BatchSampler:
         self.options = options
         self.seed = seed
         self.pixels = pixels or pixel_source(dataset, options)
-        self._groups = _group_by_identity(_with_face(selection or layout.select(dataset), options, dataset))
+        self._groups = _group_by_identity(showing_faces(selection or layout.select(dataset), options, dataset))
         rows = options.identities_per_batch // process_count
         self._slots = range(process_index * rows, (process_index + 1) * rows)
 
@@ -223,7 +226,7 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _with_face(selection: Sequence[Selection], options: BatchOptions, dataset: Dataset) -> list[Selection]:
+def showing_faces(selection: Sequence[Selection], options: BatchOptions, dataset: Dataset) -> list[Selection]:
     """The frames that can be trained on: those with some input for the expression encoder."""
     usable = [
         item
@@ -233,14 +236,21 @@ def _with_face(selection: Sequence[Selection], options: BatchOptions, dataset: D
     ]
     if not usable:
         raise InputError(
-            f"no frame of {dataset.path} shows a face in the selected views: write face_<view>.jpg files with "
-            "`python -m gphm_jax.tools.preprocess`"
+            f"no frame of {dataset.path} shows a face in the selected views: each frame needs a face_<view>.jpg "
+            "beside its image_<view>.jpg, of one view at least"
         )
     if len(usable) < len(selection):
         logging.warning(
             "%d of %d frames show no face and are left out", len(selection) - len(usable), len(selection)
         )
     return usable
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spaced: of different identities and expressions, where sorted by them."""
+    if not items:
+        return []
+    return [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})]
 
 
 def _group_by_identity(selection: Sequence[Selection]) -> list[list[Selection]]:

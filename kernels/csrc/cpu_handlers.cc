@@ -64,10 +64,13 @@ class XlaPool final : public Parallel {
   int workers() const override { return workers_; }
   void run(int64_t tasks, Body body) override {
     auto loop = std::make_shared<SharedLoop>(tasks, body);
-    for (int64_t i = 1; i < workers_ && i < tasks; ++i) {
-      pool_.Schedule([loop] { loop->help(); });
+    try {
+      for (int64_t i = 1; i < workers_ && i < tasks; ++i) {
+        pool_.Schedule([loop] { loop->help(); });
+      }
+    } catch (...) {  // no memory for another helper; those before it do the work
     }
-    loop->finish();
+    loop->finish();  // whatever happened: helpers call a body that lives on this thread's stack
   }
 
  private:

@@ -67,7 +67,7 @@ class Bins {
  public:
   struct Row {  // the lists of one row of tiles
     Array<int32_t> ranks;
-    Array<int64_t> start;  // [columns + 1]
+    Array<int64_t> start;  // [columns + 2]; the last is for filling
   };
   struct Group {
     int64_t first, last;  // tile rows, last exclusive

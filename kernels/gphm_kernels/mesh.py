@@ -15,6 +15,8 @@ from gphm_kernels.rows import take_rows
 from gphm_kernels.silhouettes import Pairs, crossing_pairs, first_of, pair_centres, second_of
 from gphm_kernels.varying import promote, varying_axes
 
+MAX_FACES = 2**24 - 1  # face index + 1 must be exact in a float32 raster
+
 
 def rasterize_mesh(
     clip_positions: Float[Array, "*b v 4"],
@@ -33,13 +35,19 @@ def rasterize_mesh(
 
     Differentiable in clip_positions through u, v and z/w; coverage has no gradient here (see `antialias`). Faces
     with a repeated vertex (padding), an index out of range or a position that is not finite are skipped. Raises
-    ValueError on wrong shapes.
+    ValueError on wrong shapes, and in float32 on more than 16,777,215 faces.
     """
     arrays, batch, _ = check_arrays("rasterize_mesh", {"clip_positions": (clip_positions, "v 4")})
     _check_faces("rasterize_mesh", faces)
     check_image_size("rasterize_mesh", width, height)
     positions = flatten_batch(arrays["clip_positions"], batch, 2)
     backends.check(backend, positions.dtype)
+    if positions.dtype == jnp.float32 and jnp.shape(faces)[0] > MAX_FACES:
+        raise ValueError(
+            f"rasterize_mesh: faces has {jnp.shape(faces)[0]} rows; a float32 raster tells {MAX_FACES} apart"
+        )
+    if not (positions.shape[1] and jnp.shape(faces)[0]):
+        return jnp.zeros((*batch, height, width, 4), positions.dtype)
     faces = jnp.asarray(faces, jnp.int32)
     positions = promote(positions, varying_axes(positions, faces))
     return _rasterize(width, height, backend, positions, faces).reshape(*batch, height, width, 4)
@@ -94,7 +102,8 @@ def interpolate(
     face = lax.stop_gradient(pixels[..., 3]).astype(jnp.int32) - 1
     u, v = pixels[..., 0], pixels[..., 1]
     weights = jnp.where(seen[..., None], jnp.stack([u, v, 1 - u - v], -1), 0)
-    image = jnp.einsum("bmi,bmic->bmc", weights, _corners(table, faces, face))
+    corners = _corners(table, faces, face)
+    image = jnp.einsum("bmi,bmic->bmc", weights, corners, precision=lax.Precision.HIGHEST)
     return image.reshape(*batch, sizes["h"], sizes["w"], sizes["c"])
 
 

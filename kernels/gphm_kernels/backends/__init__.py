@@ -8,7 +8,6 @@ What the C++ takes and gives is in `primitives`.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
@@ -94,18 +93,12 @@ def _varying(function: Callable[..., Any]) -> Callable[..., Any]:
 @lru_cache
 def _load(name: str) -> ModuleType | None:
     """The backend's module if it can run; imported at first use, since loading a library takes time and may fail."""
-    full_name = f"gphm_kernels.backends.{name}"
-    if importlib.util.find_spec(full_name) is None:
-        return None
-    module = importlib.import_module(full_name)
+    module = importlib.import_module(f"gphm_kernels.backends.{name}")
     return module if module.available() else None
 
 
 def _why(name: str) -> str:
-    full_name = f"gphm_kernels.backends.{name}"
-    if importlib.util.find_spec(full_name) is None:
-        return f"this installation has no {full_name}"
-    return importlib.import_module(full_name).reason()
+    return importlib.import_module(f"gphm_kernels.backends.{name}").reason()
 
 
 @lru_cache

@@ -1,8 +1,8 @@
 """Builds the CPU library of the kernels: `python -m gphm_kernels.backends.build`, and by itself at first use.
 
-The file name carries a hash of the sources, the flags, the version of JAX's FFI headers and the architecture, so a
-change of any of them leads to a new build and never to a stale library. Parallel processes may build at once: a lock
-lets one of them work, and a finished library appears by an atomic rename.
+The file name carries a hash of the sources, the flags, $CXX where it is set, the version of JAX's FFI headers and the
+architecture, so a change of any of them leads to a new build and never to a stale library. Parallel processes may build
+at once: a lock lets one of them work, and a finished library appears by an atomic rename.
 """
 
 import concurrent.futures
@@ -48,7 +48,7 @@ def build(*, retry: bool = False) -> pathlib.Path:
         BuildError: there is no compiler, or it failed.
     """
     sources = _source_folder()
-    name = f"libgphm_kernels-{_fingerprint(sources)}"
+    name = f"libgphm_kernels-{_fingerprint(sources, _chosen_compiler())}"
     for folder in _output_folders(sources):
         if (folder / f"{name}.so").is_file():
             return folder / f"{name}.so"
@@ -71,6 +71,11 @@ def build(*, retry: bool = False) -> pathlib.Path:
             raise
         failed.unlink(missing_ok=True)
     return library
+
+
+def packed_name() -> str:
+    """The file name by which an installed package finds a library that came with it: $CXX was the packer's affair."""
+    return f"libgphm_kernels-{_fingerprint(_source_folder(), '')}.so"
 
 
 def _source_folder() -> pathlib.Path:
@@ -99,7 +104,7 @@ def _instruction_sets() -> tuple[tuple[str, int, tuple[str, ...]], ...]:
     return _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else _GENERIC
 
 
-def _fingerprint(sources: pathlib.Path) -> str:
+def _fingerprint(sources: pathlib.Path, compiler: str) -> str:
     header = (pathlib.Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
     version = re.findall(r"#define XLA_FFI_API_(?:MAJOR|MINOR) (\d+)", header)
     digest = hashlib.sha256()
@@ -108,16 +113,20 @@ def _fingerprint(sources: pathlib.Path) -> str:
             (_FLAGS, _MATH_FLAGS, _instruction_sets(), version, platform.system(), platform.machine())
         ).encode()
     )
+    digest.update(compiler.encode())
     for file in sorted(sources.iterdir()):
         if file.suffix in (".cc", ".h"):
             digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
+def _chosen_compiler() -> str:
+    return os.environ.get("CXX", "").strip()
+
+
 def _find_compiler() -> tuple[str, ...]:
     """The command of the first compiler found: $CXX, which may carry options, g++, clang++, c++."""
-    chosen = os.environ.get("CXX", "").strip()
-    if chosen:
+    if chosen := _chosen_compiler():
         command = tuple(shlex.split(chosen))
         if not shutil.which(command[0]):
             raise BuildError(f"the compiler CXX={chosen} was not found; unset CXX or name one that exists")

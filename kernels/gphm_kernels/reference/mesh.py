@@ -62,8 +62,13 @@ def rasterize_fwd(
 
 def centres(width: int, height: int, dtype: jnp.dtype) -> tuple[Float[Array, "w"], Float[Array, "h"]]:
     """Pixel centres in normalised device coordinates: x rightwards, y from +1 at the top row downwards."""
-    x = (2 * jnp.arange(width, dtype=dtype) + 1) / width - 1
-    return x, 1 - (2 * jnp.arange(height, dtype=dtype) + 1) / height
+    x, y = jnp.arange(width, dtype=dtype) + 0.5, jnp.arange(height, dtype=dtype) + 0.5
+    return _normalised(x, y, width, height)
+
+
+def _normalised(pixel_x: Array, pixel_y: Array, width: int, height: int) -> tuple[Array, Array]:
+    # One formula, so that a centre has the same bits wherever it is asked whether an edge passes through it.
+    return 2 * pixel_x / width - 1, 1 - 2 * pixel_y / height
 
 
 def edge_functions(
@@ -119,8 +124,7 @@ def _bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rect
 def _draw_chunk(layout: Layout, corners: Array, bins: Bins, tiles: Array, last: Array) -> Int[Array, "t p"]:
     """The nearest face (numbered through the batch) at each pixel of a chunk of tiles; -1 where none."""
     dtype = corners.dtype
-    pixel_x, pixel_y = pixels(layout, tiles, dtype)
-    x, y = pixel_x * (2 / layout.width) - 1, 1 - pixel_y * (2 / layout.height)
+    x, y = _normalised(*pixels(layout, tiles, dtype), layout.width, layout.height)
     # Edges about the tile's middle: small numbers, and the same ones for both faces at an edge.
     middle_x, middle_y = (x[:, :1] + x[:, -1:]) / 2, (y[:, :1] + y[:, -1:]) / 2
     start, length = lists(bins, tiles, last)

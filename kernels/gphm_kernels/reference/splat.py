@@ -124,10 +124,10 @@ def blend_bwd(
     layout = make_layout(means2d.shape[0], width, height)
     splats, order = _arrange(layout, means2d, conics, opacities, depths, features)
     remaining = 1 - alpha
-    d_background = jnp.einsum("bhw,bhwc->bc", remaining, d_image)
-    behind = jnp.einsum("bhwc,bc->bhw", d_image, background)
+    d_background = jnp.einsum("bhw,bhwc->bc", remaining, d_image, precision=lax.Precision.HIGHEST)
+    behind = jnp.einsum("bhwc,bc->bhw", d_image, background, precision=lax.Precision.HIGHEST)
     # sum_j w_j g_j over all splats of a pixel, and T_end times the cotangent of T_end.
-    total = jnp.einsum("bhwc,bhwc->bhw", d_image, image) - remaining * behind
+    total = jnp.einsum("bhwc,bhwc->bhw", d_image, image, precision=lax.Precision.HIGHEST) - remaining * behind
     per_pixel = jnp.stack([total, remaining * (behind - d_alpha)], -1)
     cotangent = to_tiles(layout, jnp.concatenate([d_image, per_pixel], -1))
     cotangent = jnp.pad(cotangent, ((0, chunk_size()), (0, 0), (0, 0)))

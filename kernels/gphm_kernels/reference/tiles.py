@@ -52,8 +52,8 @@ class Bins(NamedTuple):
     """The intersections of one group of tiles, sorted by tile, then by primitive."""
 
     slot: Int[Array, "s"]  # sorted position -> slot; slots are ordered by primitive
-    primitive: Int[Array, "s"]  # slot -> primitive
-    slots: Int[Array, "m"]  # primitive -> its slots
+    primitive: Int[Array, "s"]  # slot -> primitive; the last one from the sum of `slots` on
+    slots: Int[Array, "m"]  # primitive -> how many slots it has
     start: Int[Array, "tiles+1"]  # tile -> its first sorted position
 
 
@@ -155,8 +155,11 @@ def from_tiles(layout: Layout, tiles: Array) -> Array:
 
 
 def sum_by_primitive(buffer: Array, bins: Bins) -> Array:
-    """Sums each primitive's slots, which are neighbours: [slots, columns] -> [m, columns]; unused slots are zero."""
-    return sum_sorted_rows(buffer, bins.primitive, bins.slots.shape[0])
+    """Sums each primitive's slots, which are neighbours: [slots, columns] -> [m, columns]; unused ones are left out."""
+    number = bins.slots.shape[0]
+    # Unused slots name the last primitive: as a run of its own they would cost as many passes as there are of them.
+    used = jnp.arange(bins.primitive.shape[0], dtype=jnp.int32) < jnp.sum(bins.slots)
+    return sum_sorted_rows(buffer, jnp.where(used, bins.primitive, number), number)
 
 
 def capacity(layout: Layout, rectangles: Rectangles) -> int:
