@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gphm_jax.geometry import to_canonical, to_world
 from gphm_jax.guide import GuideModel
@@ -102,7 +102,7 @@ def _outside_the_neck(
     guide: GuideModel, sdf: Float[Array, "g"]
 ) -> tuple[Float[Array, "n 3"], Float[Array, "n"]]:
     """Grid vertices near the surface, above the chin (0) and well below it (1)."""
-    points = np.asarray(guide.grid())[np.abs(np.asarray(sdf)) < 0.1]
+    points = np.asarray(guide.grid())[_near_surface(guide, sdf)]
     chin = np.asarray(guide.landmarks[...])[:, 1].min()
     below = points[:, 1] < chin - _NECK
     kept = below | (points[:, 1] > chin)
@@ -123,8 +123,7 @@ def _motion_error(
 def _sdf_error(guide: GuideModel, sdf: Float[Array, "g"]) -> Callable[[GuideModel, jax.Array], jax.Array]:
     """Mean absolute SDF error on random grid vertices, half of them near the surface, where the sign matters."""
     grid = guide.grid()
-    close_rows = np.flatnonzero(np.abs(np.asarray(sdf)) < 0.1)
-    near = jnp.asarray(close_rows if close_rows.size else np.arange(sdf.size))
+    near = jnp.asarray(np.flatnonzero(_near_surface(guide, sdf)))
 
     def error(model: GuideModel, key: jax.Array) -> jax.Array:
         uniform, close = jax.random.split(key)
@@ -137,3 +136,8 @@ def _sdf_error(guide: GuideModel, sdf: Float[Array, "g"]) -> Callable[[GuideMode
         return jnp.mean(jnp.abs(model.field(grid[rows])[0] - sdf[rows]))
 
     return error
+
+
+def _near_surface(guide: GuideModel, sdf: Float[Array, "g"]) -> Bool[np.ndarray, "g"]:
+    """Grid vertices within a tenth of a head length of the surface, or within its own cells where these are coarse."""
+    return np.abs(np.asarray(sdf)) < max(0.1, 1.5 * float(guide.cell().max()))

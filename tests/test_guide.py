@@ -91,6 +91,7 @@ def test_codes_start_on_landmarks_and_poses_and_leave_the_surface():
     rest = Pose(rotation=jnp.zeros((2, 3)), translation=0.1 * jnp.ones((2, 3)), scale=jnp.ones(2))
     points = jnp.array([[0.1, -0.58, 0.0], [0.0, -0.57, 0.15], [0.0, 0.6, 0.0], [0.0, 0.3, 0.43]])
 
+    @nnx.jit
     def distances(model):
         """RMS from the landmarks; how far the lower points stray in the world, the upper ones in the head."""
         landmarks = jnp.sqrt(jnp.mean(landmark_distance(model.posed_landmarks(data), goal)))

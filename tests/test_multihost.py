@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def command(dataset, workdir, *extra):
     settings = {
-        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 20, "start.code_steps": 2, "stage1.steps": 4,
+        "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 20, "start.code_steps": 0, "stage1.steps": 4,
         "stage1.identities": 2, "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 4, "log.grid_every": 4,
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
