@@ -19,6 +19,8 @@ def command(dataset, workdir, *extra):
         "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 20, "start.code_steps": 0, "stage1.steps": 4,
         "stage1.identities": 2, "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 4, "log.grid_every": 4,
     }  # fmt: skip
+    # Shallow, to be compiled fast.
+    settings |= {"networks.depth": 2, "networks.injection_depth": 2, "networks.encoder_widths": (8, 8)}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return [
         sys.executable,
