@@ -1,8 +1,8 @@
 """The device mesh, and which array lies where on it.
 
 Two axes: `data` and `fsdp`. A batch's identities are divided over both. Weights and code tables, with their
-optimizer moments, are divided over `fsdp` along their largest divisible axis and gathered where they are
-used; point arrays are replicated, since every image needs all of them.
+optimizer moments, are divided over `fsdp` along their largest divisible axis and gathered once a step;
+point arrays are replicated, since every image needs all of them.
 """
 
 from __future__ import annotations

@@ -13,11 +13,9 @@ from dataset_fixture import NUM_LANDMARKS, write_dataset
 
 from gphm_jax.data import layout
 from gphm_jax.data.layout import Dataset
-from gphm_jax.data.pixels import augment
 from gphm_jax.data.sampler import (
     BatchOptions,
     BatchSampler,
-    FaceAugmentation,
     evaluation_batches,
     evaluation_plans,
     pixel_source,
@@ -220,9 +218,7 @@ def test_training_never_touches_what_is_held_out(split):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_make_the_rows_of_one_batch(dataset, count):
-    options = dataclasses.replace(
-        SMALL, identities_per_batch=4, augmentation=FaceAugmentation(brightness=0.1, shift=0.1)
-    )
+    options = dataclasses.replace(SMALL, identities_per_batch=4)
     whole = BatchSampler(dataset, options, seed=5).batch(9)
     parts = [
         BatchSampler(dataset, options, seed=5, process_index=index, process_count=count).batch(9)
@@ -281,34 +277,6 @@ def test_cache_decodes_once(dataset, monkeypatch):
     for step in range(12):
         sampler.batch(step)
     assert len(decoded) == 18 and set(decoded.values()) == {1}
-
-
-def test_augmentation():
-    image = np.random.default_rng(0).uniform(0.2, 0.8, (16, 16, 3)).astype(np.float32)
-    np.testing.assert_allclose(augment(image, (0.0,) * 5), image, atol=1e-6)
-    np.testing.assert_allclose(augment(image, (0.1, 0.0, 0.0, 0.0, 0.0)), image + 0.1, atol=1e-6)
-    shifted = augment(image, (0.0, 0.0, 0.125, -0.0625, 0.0))  # two pixels right, one up
-    np.testing.assert_allclose(shifted[:-1, 2:], image[1:, :-2], atol=1e-6)
-    flat = augment(image, (0.0, -1.0, 0.0, 0.0, 0.0))
-    np.testing.assert_allclose(flat, image.mean(), atol=1e-6)
-    centred = np.zeros((16, 16, 3), np.float32)
-    centred[6:10, 6:10] = 1.0
-    grown = augment(centred, (0.0, 0.0, 0.0, 0.0, 0.5))
-    np.testing.assert_allclose(grown, grown[::-1, ::-1], atol=1e-5)  # about the centre
-    assert grown.sum() > 1.8 * centred.sum()
-
-
-def test_augmentation_changes_faces_alone(dataset):
-    limits = FaceAugmentation(brightness=0.1, contrast=0.2, shift=0.1, scale=0.1)
-    plain = BatchSampler(dataset, SMALL).batch(2)
-    options = dataclasses.replace(SMALL, augmentation=limits)
-    varied = BatchSampler(dataset, options).batch(2)
-    assert np.abs(varied.face_image - plain.face_image).max() > 0.01
-    assert varied.face_image.min() >= 0.0 and varied.face_image.max() <= 1.0
-    assert_same(dataclasses.replace(varied, face_image=None), dataclasses.replace(plain, face_image=None))
-    assert_same(varied, BatchSampler(dataset, options).batch(2))
-    amounts = np.array([plan.augmentation for plan in cells(BatchSampler(dataset, options), range(50))])
-    assert (np.abs(amounts) <= [0.1, 0.2, 0.1, 0.1, 0.1]).all() and (amounts.std(axis=0) > 0.04).all()
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -36,7 +36,6 @@ class View:
     mask: Path | None  # None: the image's alpha channel
     face: Path | None
     nonface: Path | None
-    visible: Path | None
     size: tuple[int, int]  # height, width
 
 
@@ -60,7 +59,7 @@ def read_views(folder: Path) -> tuple[View, ...]:
                 f"{mask} is {size_text(mask_size)} but {image.name} is {size_text(size)}: "
                 "write the mask at the image's size"
             )
-        others = {kind: found.get(f"{kind}_{name}") for kind in ("face", "nonface", "visible")}
+        others = {kind: found.get(f"{kind}_{name}") for kind in ("face", "nonface")}
         views.append(View(name=name, image=image, mask=mask, size=size, **others))
     return tuple(views)
 

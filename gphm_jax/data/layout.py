@@ -2,7 +2,7 @@
 
     DATASET/dataset.json                                 optional
     DATASET/<identity>/images/<frame>/image_<view>.{jpg,png,webp}, mask_<view>
-                                      face_<view>, nonface_<view>, visible_<view>: optional
+                                      face_<view>, nonface_<view>: optional; visible_<view> is not read
     DATASET/<identity>/cameras/<frame>/camera_<view>.npz   extrinsic 3x4 world to camera, intrinsic 3x3 pixels
     DATASET/<identity>/params/<frame>/params.npz, lmk_3d.npy
     DATASET/<identity>/expressions/<frame>/<n>.jpg       other identities with this frame's expression

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -26,7 +25,6 @@ class FramePlan:
     face_view: int | None  # None: `synthesized` instead
     synthesized: int | None
     nonface_view: int
-    augmentation: tuple[float, ...]  # brightness, contrast, shift x, shift y, scale
 
 
 class PixelSource:
@@ -150,20 +148,7 @@ def _face_image(plan: FramePlan, pixels: PixelSource) -> Float[np.ndarray, "s s 
         stored = pixels.face(plan.frame, plan.face_view)
     image = np.empty(stored.shape, np.float32)
     _to_unit(stored, out=image)
-    return augment(image, plan.augmentation) if any(plan.augmentation) else image
-
-
-def augment(image: Float[np.ndarray, "s s 3"], amounts: Sequence[float]) -> Float[np.ndarray, "s s 3"]:
-    """Applies (brightness, contrast, shift x, shift y, scale): each 0 changes nothing. Edges are repeated."""
-    brightness, contrast, shift_x, shift_y, scale = amounts
-    side = image.shape[0]
-    if shift_x or shift_y or scale:
-        factor = 1.0 + scale
-        centre = 0.5 * (side - 1) * (1.0 - factor)  # OpenCV puts pixel centres at integers
-        matrix = np.array([[factor, 0.0, centre + shift_x * side], [0.0, factor, centre + shift_y * side]])
-        image = cv2.warpAffine(image, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
-    mean = image.mean()
-    return np.clip(mean + (1.0 + contrast) * (image - mean) + brightness, 0.0, 1.0).astype(np.float32)
+    return image
 
 
 def _to_unit(pixels: np.ndarray, *, out: np.ndarray) -> None:

@@ -29,17 +29,7 @@ from gphm_jax.types import Batch
 T = TypeVar("T")
 
 # Names of the independent random streams under one seed.
-IDENTITIES, FRAMES, VIEWS, FACE, AUGMENT = range(5)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FaceAugmentation:
-    """Largest mild changes of the face image; each is drawn uniformly in [-x, x]. Zeros change nothing."""
-
-    brightness: float = 0.0  # added, image range 1
-    contrast: float = 0.0  # factor 1 + x about the mean of the image
-    shift: float = 0.0  # fraction of the side, each axis
-    scale: float = 0.0  # factor 1 + x about the centre
+IDENTITIES, FRAMES, VIEWS, FACE = range(4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +43,6 @@ class BatchOptions:
     face_size: int = 64
     nonface_size: int = 64
     synthesized_probability: float = 0.5  # where a frame has synthesized images at all
-    augmentation: FaceAugmentation = FaceAugmentation()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -130,16 +119,12 @@ class BatchSampler:
         first, second, third = _uniforms((self.seed, FACE, *cell), 3)
         uses_synthesized = bool(frame.synthesized) and (not others or first < options.synthesized_probability)
         nonface_pool = with_face or list(item.views)
-        limits = options.augmentation
-        ranges = (limits.brightness, limits.contrast, limits.shift, limits.shift, limits.scale)
-        draws = _uniforms((self.seed, AUGMENT, *cell), len(ranges)) if any(ranges) else (0.5,) * len(ranges)
         return FramePlan(
             frame=frame,
             views=views,
             face_view=None if uses_synthesized else others[int(second * len(others))],
             synthesized=int(second * len(frame.synthesized)) if uses_synthesized else None,
             nonface_view=nonface_pool[int(third * len(nonface_pool))],
-            augmentation=tuple(limit * (2.0 * draw - 1.0) for limit, draw in zip(ranges, draws, strict=True)),
         )
 
 
@@ -183,7 +168,6 @@ def evaluation_plans(
             face_view=frontal,
             synthesized=0 if frontal is None else None,
             nonface_view=frontal if frontal is not None else (views or item.views)[0],
-            augmentation=(0.0,) * 5,
         )
 
 
