@@ -8,7 +8,6 @@ DIR of `--input` is a prepared identity folder, or a dataset (`--config.subject`
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from gphm_jax.fitting import (
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog
 from gphm_jax.nets import use_fused_points
+from gphm_jax.paths import expanded
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.settings import read_flag
 from gphm_jax.stages import load_prior
@@ -85,8 +85,7 @@ def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]
     def path_of(flag: flags.FlagHolder, example: str) -> pathlib.Path:
         if not flag.value:
             raise InputError(f"--{flag.name} is missing: add --{flag.name}={example}")
-        # Shells leave the ~ of --out=~/me to the program.
-        return pathlib.Path(os.path.expanduser(flag.value))
+        return expanded(flag.value)
 
     paths = path_of(_PRIOR, "WORKDIR"), path_of(_INPUT, "DIR"), path_of(_OUT, "DIR")
     return read_flag(FitSettings, _CONFIG), *paths

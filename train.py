@@ -6,7 +6,6 @@ python train.py --config=configs/gaussian.py[:PRESET] [--config.KEY=VALUE ...] [
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from gphm_jax.guide_start import initialize_codes, initialize_sdf
 from gphm_jax.logs import RunLog
 from gphm_jax.nets import use_fused_points
 from gphm_jax.optim import adam
+from gphm_jax.paths import expanded
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.run import Run
 from gphm_jax.settings import Settings, StageSettings, read_flag
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     settings = read_flag(Settings, _CONFIG)
     runtime.start()
-    path = pathlib.Path(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}").expanduser()
+    path = expanded(_WORKDIR.value or f"runs/{settings.name}-{settings.preset}")
     workdir = Workdir.open(path, settings)
     if workdir.metrics.exists():
         logging.info("done already: %s and %s", workdir.metrics, path / "report.html")

@@ -13,6 +13,7 @@ import os
 import pathlib
 
 from gphm_jax.errors import InputError
+from gphm_jax.paths import expanded
 
 ENVIRONMENT_VARIABLE = "GPHM_ASSETS"
 FETCH_COMMAND = "python -m gphm_jax.tools.assets"
@@ -92,9 +93,9 @@ def default_folder() -> pathlib.Path:
     """`$GPHM_ASSETS`, or the user's cache folder when the variable is unset or empty."""
     configured = os.environ.get(ENVIRONMENT_VARIABLE)
     if configured:
-        return pathlib.Path(configured).expanduser()
+        return expanded(configured)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(cache).expanduser() / "gphm_jax" / "assets"
+    return expanded(cache) / "gphm_jax" / "assets"
 
 
 def package(name: str) -> AssetPackage:
@@ -125,7 +126,7 @@ def find(
     Raises `InputError` naming the file, `needed_by` and the command that fetches it.
     """
     if user_path is not None:
-        given = pathlib.Path(user_path).expanduser()
+        given = expanded(user_path)
         if given.exists():
             return given
         raise InputError(f"{given} does not exist (given as {path}, needed by {needed_by})")

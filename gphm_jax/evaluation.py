@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gphm_jax import losses, metrics
-from gphm_jax.data.layout import Selection
+from gphm_jax.data.layout import Selection, directions
 from gphm_jax.data.pixels import FramePlan, PixelSource
 from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
 from gphm_jax.files import write_image
@@ -44,7 +44,7 @@ def evaluate(
     lpips_every: int = 1,
     folder: pathlib.Path | None = None,
     progress: Callable[[Any, int], Any] = lambda items, total: items,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Means over all held-out pictures: PSNR of fine, coarse and baselines, SSIM, LPIPS, and the code test.
 
     `psnr_face_right` and `psnr_face_wrong` are the PSNR inside the face box with this frame's expression and
@@ -77,9 +77,7 @@ def evaluate(
     counts = {"count": len(values["psnr"])}
     if lpips_weights:
         counts["lpips_count"] = len(values[f"lpips_{next(iter(lpips_weights))}"])
-    # A figure over an empty mask, or a face outside the picture, is NaN and says nothing.
-    known = {name: value[~np.isnan(value)] for name, value in values.items()}
-    return {name: float(np.mean(value)) for name, value in known.items() if value.size} | counts
+    return {name: metrics.mean_of(name, value) for name, value in values.items()} | counts
 
 
 def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> dict[str, Float[Array, "v"]]:
@@ -110,21 +108,13 @@ def _baseline_psnr(
     mean: Float[np.ndarray, "h w 3"], pixels: PixelSource, training: Selection, item: Selection, batch: Batch
 ) -> dict[str, np.ndarray]:
     """Training pictures as predictions: the nearest camera's of the same frame, and the mean of all."""
-    nearest = np.argmax(_directions(item) @ _directions(training).T, axis=1)
+    nearest = np.argmax(directions(item.frame, item.views) @ directions(training.frame, training.views).T, axis=1)
     images = [pixels.view(training.frame, training.views[n])[0].astype(np.float32) / 255.0 for n in nearest]
     truth = batch.image[0, 0]
     return {
         "nearest_view_psnr": np.asarray(metrics.psnr(np.stack(images), truth)),
         "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(mean, truth.shape), truth)),
     }
-
-
-def _directions(item: Selection) -> Float[np.ndarray, "v 3"]:
-    """Unit directions from the head to the cameras."""
-    matrices = item.frame.world_to_camera[list(item.views)]
-    centers = -np.einsum("vji,vj->vi", matrices[:, :3, :3], matrices[:, :3, 3])
-    offset = centers - item.frame.translation
-    return offset / np.linalg.norm(offset, axis=-1, keepdims=True)
 
 
 def _other_expression(

@@ -6,11 +6,10 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
 from absl import logging
 
 from gphm_jax.data.files import listed
-from gphm_jax.data.layout import Dataset, Frame, Selection, open_dataset, select
+from gphm_jax.data.layout import Dataset, Selection, open_dataset, select
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions
 from gphm_jax.errors import InputError
@@ -95,14 +94,6 @@ def fit_batches(frames: int, prior: Settings) -> BatchOptions:
         nonface_size=data.nonface_size,
         synthesized_probability=0.0,
     )
-
-
-def directions(frame: Frame, views: Sequence[int]) -> np.ndarray:
-    """Unit vectors from the head to cameras of a frame, [v 3]."""
-    matrices = frame.world_to_camera[list(views)]
-    centers = -np.einsum("vji,vj->vi", matrices[:, :3, :3], matrices[:, :3, 3])
-    offset = centers - frame.translation
-    return offset / np.linalg.norm(offset, axis=-1, keepdims=True)
 
 
 def _check_prepared(path: pathlib.Path) -> None:

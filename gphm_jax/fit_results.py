@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, UInt8
 from gphm_jax import metrics, report
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec
-from gphm_jax.data.layout import Frame, Selection, rotation_matrix, view_intrinsics
+from gphm_jax.data.layout import Frame, Selection, directions, rotation_matrix, view_intrinsics
 from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.files import to_bytes
-from gphm_jax.fit_footage import FitFootage, directions
+from gphm_jax.fit_footage import FitFootage
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FrameCodes
 from gphm_jax.logs import image_grid, read_metrics
@@ -107,21 +107,13 @@ def evaluate_fit(
             picture = render_frame(avatar, codes, item.frame, item.views[0])
             rows.append(jax.device_get(measure(picture, truth, mask, weights)))
         if rows:
-            figures[side] = {name: _mean(name, [row[name] for row in rows]) for name in rows[0]}
+            figures[side] = {name: metrics.mean_of(name, [row[name] for row in rows]) for name in rows[0]}
             figures[side]["count"] = len(rows)
     if footage.held_out:
         figures["heldout"]["best_training_frame_psnr"] = best_training_frame_psnr(footage)
     if footage.aside:
         figures["side_views"] = _side_figures(avatar, codes, footage, settings, progress)
     return figures
-
-
-def _mean(name: str, values: Sequence[Any]) -> float | None:
-    """The mean of a figure; of the one inside the masks over pictures whose mask is not empty, None without any."""
-    known = np.asarray(values, np.float64)
-    if name == "psnr_mask":
-        known = known[~np.isnan(known)]
-    return float(np.mean(known)) if known.size else None
 
 
 def _measure(
@@ -155,7 +147,7 @@ def _side_figures(
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
     figures = {}
     for degrees, rows in sorted(buckets.items()):
-        means = {name: _mean(name, [row[name] for row in rows]) for name in rows[0]}
+        means = {name: metrics.mean_of(name, [row[name] for row in rows]) for name in rows[0]}
         figures[str(degrees)] = means | {"count": len(rows)}
     return figures
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,7 +21,7 @@ def psnr(
     """Peak signal-to-noise ratio in dB of images in [0, 1]: -10 log10(mean squared error), at most 100.
 
     With `mask`, the mean is weighted by it; an image whose mask is empty has no value and gives NaN, which the
-    caller leaves out of its mean (`jnp.nanmean`).
+    caller leaves out of its mean (`mean_of`).
     """
     error = jnp.mean((jnp.asarray(image) - truth) ** 2, axis=-1)
     if mask is None:
@@ -27,6 +29,18 @@ def psnr(
     else:
         mean = jnp.sum(error * mask, axis=(-2, -1)) / jnp.sum(jnp.asarray(mask), axis=(-2, -1))
     return -10.0 * jnp.log10(jnp.maximum(mean, 10.0 ** (-MAX_PSNR / 10.0)))
+
+
+def mean_of(name: str, values: Sequence[float] | np.ndarray) -> float | None:
+    """The mean of a named figure over pictures.
+
+    That of a PSNR inside a part of the picture leaves pictures without that part out; None when all are. Any other
+    figure that is NaN stays so: it tells of a broken picture.
+    """
+    known = np.asarray(values, np.float64)
+    if name in ("psnr_mask", "psnr_face_right", "psnr_face_wrong"):
+        known = known[~np.isnan(known)]
+    return float(np.mean(known)) if known.size else None
 
 
 def ssim(

@@ -63,5 +63,9 @@ def test_a_fits_advice_names_its_own_settings(step):
     assert functools.reduce(getattr, key.split("."), FitSettings()) > 0
 
 
-def test_a_sound_step_passes():
-    loop.check({"loss": 1.0, "surface_vertices": 5.0, "surface_overflow": 0.0}, observer("stage1", None), 30)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_sound_step_passes_until_something_is_wrong(fault):
+    sound = {"loss": 1.0, "surface_vertices": 5.0, "surface_overflow": 0.0}
+    watcher = observer("stage1", None)
+    assert loop.check(sound, watcher, 30) is None
+    assert fault in advice(sound | FAULTS[fault], watcher)

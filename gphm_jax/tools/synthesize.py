@@ -8,13 +8,13 @@ the same bytes for any number of workers; run again, finished frames are skipped
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from gphm_jax.data.synthetic import dataset, writer
 from gphm_jax.errors import InputError, run_main
+from gphm_jax.paths import expanded
 
 _LARGEST = 4096
 
@@ -40,7 +40,7 @@ def make_request() -> writer.Request:
     elif flags.FLAGS.frames:
         raise InputError("--frames belongs to --capture=monocular; use --expressions")
     return writer.Request(
-        out=pathlib.Path(flags.FLAGS.out).expanduser().resolve(),
+        out=expanded(flags.FLAGS.out).resolve(),
         first_identity=flags.FLAGS.first_identity,
         identities=flags.FLAGS.identities,
         expressions=flags.FLAGS.expressions,

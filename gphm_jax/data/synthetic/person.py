@@ -8,7 +8,7 @@ import functools
 import cv2
 import numpy as np
 import scipy.spatial
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from gphm_jax.data.synthetic import base, expression, identity, plain, proxies, refine, skin
 from gphm_jax.data.synthetic.identity import HAIR_COLOURS, Identity
@@ -126,77 +126,44 @@ def _worn_parts(person: Identity) -> list[_Worn]:
     hair = HAIR_COLOURS[person.hair_colour]
     eyes = proxies.load("eyes", "HighPolyEyes")
     iris = proxies.read_texture(eyes.folder / "textures" / f"{person.eye}_eye.png")
-    solid_iris = iris.copy()
-    solid_iris[..., 3] = 255
-    worn = [
-        _wear(
-            eyes,
-            Material(
-                texture=solid_iris,
-                tint=(0.86, 0.85, 0.85),
-                specular=0.9,
-                gloss=160.0,
-                wrap=(0.15, 0.15, 0.15),
-            ),
-            keep=_eye_faces(eyes, iris),
-            casts=False,
-            head=True,
-        ),
-    ]
+    glossy = Material(
+        texture=_opaque(iris), tint=(0.86, 0.85, 0.85), specular=0.9, gloss=160.0, wrap=(0.15, 0.15, 0.15)
+    )
+    worn = [_wear(eyes, glossy, keep=_eye_faces(eyes, iris), casts=False, head=True)]
     for kind, name, tint in (("teeth", "Teeth_Base", 1.04), ("tongue", "tongue01", 0.9)):
         proxy = proxies.load(kind, name)
-        texture = proxy.texture.copy()
-        texture[..., 3] = 255
-        worn.append(
-            _wear(
-                proxy,
-                Material(texture=texture, tint=(tint, tint, tint), specular=0.12, gloss=30.0),
-                head=True,
-            )
-        )
+        wet = Material(texture=_opaque(proxy.texture), tint=(tint, tint, tint), specular=0.12, gloss=30.0)
+        worn.append(_wear(proxy, wet, head=True))
     clothes = proxies.load("clothes", person.clothes)
-    cloth = clothes.texture.copy()
-    cloth[..., 3] = 255
     lowest = base.load().vertices[clothes.reference].mean(1)[:, 1]
     keep = lowest[clothes.faces].max(1) > base.LOWEST_KEPT
-    worn.append(
-        _wear(clothes, Material(texture=cloth, tint=person.clothes_tint, wrap=_CLOTH_WRAP), keep=keep)
-    )
-    brow = proxies.load("eyebrows", f"eyebrow{person.brow:03d}")
-    dark = person.brow_darkness
-    worn.append(
-        _wear(
-            brow,
-            Material(
-                texture=brow.texture, tint=_scaled(hair, dark), transparent=True, grey=0.7, wrap=_HAIR_WRAP
-            ),
-            casts=False,
-            head=True,
-        )
-    )
-    lashes = proxies.load("eyelashes", "eyelashes02")
-    worn.append(
-        _wear(
-            lashes,
-            Material(
-                texture=lashes.texture, tint=(0.25, 0.22, 0.2), transparent=True, grey=0.7, wrap=_HAIR_WRAP
-            ),
-            casts=False,
-            head=True,
-        )
-    )
+    cloth = Material(texture=_opaque(clothes.texture), tint=person.clothes_tint, wrap=_CLOTH_WRAP)
+    worn.append(_wear(clothes, cloth, keep=keep))
+    for kind, name, colour in (
+        ("eyebrows", f"eyebrow{person.brow:03d}", _scaled(hair, person.brow_darkness)),
+        ("eyelashes", "eyelashes02", (0.25, 0.22, 0.2)),
+    ):
+        proxy = proxies.load(kind, name)
+        thin = Material(texture=proxy.texture, tint=colour, transparent=True, grey=0.7, wrap=_HAIR_WRAP)
+        worn.append(_wear(proxy, thin, casts=False, head=True))
     for style in (person.beard, person.hair):
         if style is not None:
             proxy = proxies.load("hair", style)
-            material = Material(
+            locks = Material(
                 texture=_evened(proxy.texture),
                 tint=_scaled(hair, 1.25),
                 transparent=True,
                 grey=0.92,
                 wrap=_HAIR_WRAP,
             )
-            worn.append(_wear(proxy, material, head=style == person.beard))
+            worn.append(_wear(proxy, locks, head=style == person.beard))
     return worn
+
+
+def _opaque(texture: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:
+    solid = texture.copy()
+    solid[..., 3] = 255
+    return solid
 
 
 def _plain_parts(person: Identity) -> list[_Worn]:

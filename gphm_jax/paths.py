@@ -1,0 +1,11 @@
+"""Paths as users give them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+
+def expanded(given: str | os.PathLike[str]) -> pathlib.Path:
+    """The path, with a leading ~ as the user's home: shells leave that of --out=~/me to the program."""
+    return pathlib.Path(os.path.expanduser(given))  # pathlib's own raises for a user that does not exist
