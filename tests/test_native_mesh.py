@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gphm_kernels.backends import native
+from gphm_kernels.backends import callback, native
 from gphm_kernels.reference import mesh as reference_mesh
 
 portable_rasterize = jax.jit(reference_mesh.rasterize_fwd, static_argnames=("width", "height"))
@@ -94,3 +94,10 @@ def test_raster_has_the_same_bits_for_any_number_of_threads():
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
     np.testing.assert_allclose(runs[0], runs[3], atol=1e-6)
+
+
+def test_callback_equals_native():
+    positions, faces = make_mesh(9)
+    expected = native.rasterize_fwd(positions, faces, width=20, height=30)
+    assert expected[..., 3].max() > 0
+    np.testing.assert_array_equal(callback.rasterize_fwd(positions, faces, width=20, height=30), expected)

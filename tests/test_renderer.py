@@ -1,5 +1,7 @@
 """The renderer of the synthetic heads: coverage, compositing, occlusion and transparency, exact where they can be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
