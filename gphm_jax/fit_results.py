@@ -107,7 +107,7 @@ def evaluate_fit(
             picture = render_frame(avatar, codes, item.frame, item.views[0])
             rows.append(jax.device_get(measure(picture, truth, mask, weights)))
         if rows:
-            figures[side] = {name: metrics.mean_of(name, [row[name] for row in rows]) for name in rows[0]}
+            figures[side] = {name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]}
             figures[side]["count"] = len(rows)
     if footage.held_out:
         figures["heldout"]["best_training_frame_psnr"] = best_training_frame_psnr(footage)
@@ -147,7 +147,7 @@ def _side_figures(
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
     figures = {}
     for degrees, rows in sorted(buckets.items()):
-        means = {name: metrics.mean_of(name, [row[name] for row in rows]) for name in rows[0]}
+        means = {name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]}
         figures[str(degrees)] = means | {"count": len(rows)}
     return figures
 

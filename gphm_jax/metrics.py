@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -31,13 +29,13 @@ def psnr(
     return -10.0 * jnp.log10(jnp.maximum(mean, 10.0 ** (-MAX_PSNR / 10.0)))
 
 
-def mean_of(name: str, values: Sequence[float] | np.ndarray) -> float | None:
+def mean_of(name: str, values: Float[np.ndarray, "n"]) -> float | None:
     """The mean of a named figure over pictures.
 
     That of a PSNR inside a part of the picture leaves pictures without that part out; None when all are. Any other
     figure that is NaN stays so: it tells of a broken picture.
     """
-    known = np.asarray(values, np.float64)
+    known = values.astype(np.float64)
     if name in ("psnr_mask", "psnr_face_right", "psnr_face_wrong"):
         known = known[~np.isnan(known)]
     return float(np.mean(known)) if known.size else None

@@ -58,3 +58,10 @@ def test_ssim_has_a_finite_gradient_at_flat_pictures():
 def test_ssim_refuses_pictures_smaller_than_its_window():
     with pytest.raises(ValueError, match="at least 11"):
         metrics.ssim(np.zeros((10, 32, 3), np.float32), np.zeros((10, 32, 3), np.float32))
+
+
+def test_means_leave_out_empty_masks_and_show_broken_pictures():
+    values = np.array([20.0, np.nan, 30.0], np.float32)
+    assert metrics.mean_of("psnr_mask", values) == 25.0
+    assert metrics.mean_of("psnr_face_wrong", values[1:2]) is None
+    assert np.isnan(metrics.mean_of("psnr", values))
