@@ -122,7 +122,15 @@ def first_codes(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
         unit="step",
     )
     optimizer = adam(stage.rates, stage.schedule, steps=start.code_steps)
-    errors = initialize_codes(guide, sdf, rest_poses(footage), batches, optimizer, seed=settings.seed)
+    errors = initialize_codes(
+        guide,
+        sdf,
+        rest_poses(footage),
+        batches,
+        optimizer,
+        seed=settings.seed,
+        eye_gain=stage.losses.eye_gain,
+    )
     logging.info(
         "first codes: landmarks %.4f and motion %.4f head lengths off", errors.landmarks, errors.motion
     )

@@ -39,7 +39,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
 
 def _small(c: ml_collections.ConfigDict) -> None:
     c.synthetic.size = 256
-    c.data.update(image_size=256, face_size=64, nonface_size=32, synthesized_probability=0.5)
+    c.data.update(image_size=256, face_size=80, nonface_size=32, synthesized_probability=0.5)
     c.networks.update(
         width=64,
         feature_dim=64,
@@ -52,7 +52,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.networks.octaves = 6
     c.guide.update(resolution=(42, 38, 36), max_vertices=14_000, max_faces=28_000)
     c.gaussian.update(num_splats=16_384, face_density=3.0, initial_opacity=0.3)
-    c.start.update(sdf="hull", code_steps=800)
+    c.start.update(sdf="hull", code_steps=700)
     # Eight pictures of half the size teach more than two whole ones, in the same time: with less of a batch its noise
     # drowns the codes of expression and motion. Sharpness comes last.
     c.stage1.update(steps=220, identities=4, frames=2, views=1, downscale=2, downscale_steps=220)
@@ -60,16 +60,20 @@ def _small(c: ml_collections.ConfigDict) -> None:
         networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
     )
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.2, final_fraction=0.1)
-    c.stage1.losses.update(silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0)
+    c.stage1.losses.update(
+        silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0, eye_gain=10.0
+    )
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
-    c.stage2.update(steps=1380, identities=4, frames=2, views=1, downscale=2, downscale_steps=1000)
+    c.stage2.update(steps=1330, identities=4, frames=2, views=1, downscale=2, downscale_steps=1030)
     c.stage2.rates.update(
         networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5,
         positions=4e-4, features=1e-2, log_scales=1e-2, quats=4e-3, opacity_logits=4e-2,
     )  # fmt: skip
     c.stage2.schedule.update(warmup_steps=50, hold_fraction=0.2, final_fraction=0.03)
-    c.stage2.losses.update(silhouette=0.1, landmarks=30.0, perceptual=0.03, perceptual_crop=32, face_gain=4.0)
-    c.evaluation.lpips_every = 4
+    c.stage2.losses.update(
+        silhouette=0.1, landmarks=30.0, perceptual=0.03, perceptual_crop=32, face_gain=4.0, eye_gain=5.0
+    )
+    c.evaluation.lpips_every = 8
     c.log.update(every=20, grid_every=300, checkpoint_every=200)
 
 

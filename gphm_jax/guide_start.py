@@ -55,14 +55,15 @@ def initialize_codes(
     optimizer: Any,
     *,
     seed: int,
+    eye_gain: float = 1.0,
 ) -> StartErrors:
     """Has the encoders read expression and motion before any picture is drawn, a step a batch.
 
-    Landmarks (eq. 15) teach the expression. The motion code learns that a trunk stays in the world when the head
-    turns: f_nf takes what is below the neck back to where it is under the identity's pose `rest` [identities],
-    and leaves the head alone. f_mean keeps its surface meanwhile. Neither needs a picture, so that batches can be
-    large: with the few that a step of stage 1 can pay for on a CPU, noise drowns both codes, and the shoulders of
-    a turned head are drawn a tenth of the picture away from where they are.
+    Landmarks (eq. 15, those of the eyes `eye_gain` times) teach the expression. The motion code learns that a trunk
+    stays in the world when the head turns: f_nf takes what is below the neck back to where it is under the identity's
+    pose `rest` [identities], and leaves the head alone. f_mean keeps its surface meanwhile. Neither needs a picture,
+    so that batches can be large: with the few that a step of stage 1 can pay for on a CPU, noise drowns both codes,
+    and the shoulders of a turned head are drawn a tenth of the picture away from where they are.
     """
     sdf_error = _sdf_error(guide, sdf)
     cell = jnp.asarray(guide.cell(), jnp.float32)[None]
@@ -79,9 +80,11 @@ def initialize_codes(
 
         def loss(params: Any) -> tuple[jax.Array, StartErrors]:
             model = nnx.merge(graphdef, params, others)
-            landmarks = jnp.mean(landmark_distance(model.posed_landmarks(batch), batch.landmarks))
+            predicted = model.posed_landmarks(batch)
+            landmarks = jnp.mean(landmark_distance(predicted, batch.landmarks, eye_gain=eye_gain))
             motion = _motion_error(model, batch, rest, spots, below[rows])
-            errors = StartErrors(landmarks=jnp.sqrt(landmarks), motion=jnp.sqrt(motion))
+            plain = jnp.mean(landmark_distance(predicted, batch.landmarks))
+            errors = StartErrors(landmarks=jnp.sqrt(plain), motion=jnp.sqrt(motion))
             # 100: a distance of 0.01 counts like an SDF that is off by as much. The trunk moves some ten times
             # as far as a mouth, and would be all that is learnt.
             return 100.0 * landmarks + 10.0 * motion + sdf_error(model, surface_key), errors

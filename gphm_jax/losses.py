@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from gphm_jax.errors import InputError
 from gphm_jax.geometry import axis_angle_to_matrix, to_pixels
 from gphm_jax.types import Camera, Pose
+
+# Of the 68 landmarks of iBUG 300-W.
+_RIGHT_EYE, _LEFT_EYE, _EYES = slice(36, 42), slice(42, 48), slice(36, 48)
 
 
 def photometric(
@@ -30,10 +34,17 @@ def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> F
 
 
 def landmark_distance(
-    predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"]
+    predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"], *, eye_gain: float = 1.0
 ) -> Float[Array, "*b"]:
-    """Mean squared distance of deformed, posed landmarks to the fitted ones, world space (eq. 15)."""
-    return jnp.mean(jnp.sum((predicted - fitted) ** 2, axis=-1), axis=-1)
+    """Mean squared distance of deformed, posed landmarks to the fitted ones, world space (eq. 15).
+
+    The squares of the eyes' landmarks count `eye_gain` times; 1 is the paper's.
+    """
+    squared = jnp.sum((predicted - fitted) ** 2, axis=-1)
+    if eye_gain != 1.0:
+        _require_eyes(predicted)
+        squared = squared.at[..., _EYES].multiply(eye_gain)
+    return jnp.mean(squared, axis=-1)
 
 
 def laplacian(vertices: Float[Array, "*b n 3"], faces: Int[Array, "m 3"]) -> Float[Array, "*b"]:
@@ -59,30 +70,57 @@ def laplacian(vertices: Float[Array, "*b n 3"], faces: Int[Array, "m 3"]) -> Flo
 
 
 def face_weight(
-    landmarks: Float[Array, "*b k 3"], camera: Camera, pose: Pose, *, height: int, width: int, gain: float
+    landmarks: Float[Array, "*b k 3"],
+    camera: Camera,
+    pose: Pose,
+    *,
+    height: int,
+    width: int,
+    gain: float,
+    eye_gain: float = 1.0,
 ) -> Float[Array, "*b h w"]:
-    """1, and `gain` inside the box of the projected landmarks grown by a tenth, where the face is seen.
+    """1, and `gain` inside the box of the projected landmarks, where the face is seen; eyes `eye_gain` times that.
 
-    The face covers a few per cent of a picture of the whole head; without this the loss hardly sees a mouth.
-    No gradient reaches the box.
+    The face covers a few per cent of a picture of the whole head, and the eyes a few per cent of the face; without
+    this the loss hardly sees a mouth, and a blink not at all. No gradient reaches the boxes.
     """
     landmarks, camera, pose = jax.lax.stop_gradient((landmarks, camera, pose))
     pixels = to_pixels(landmarks, camera)
-    low, high = jnp.min(pixels, axis=-2), jnp.max(pixels, axis=-2)
-    margin = 0.1 * (high - low)
-    low, high = low - margin, high + margin
-    lead = (1,) * (low.ndim - 1)
-    x, y = (jnp.arange(width) + 0.5).reshape(*lead, width), (jnp.arange(height) + 0.5).reshape(*lead, height)
-    columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])
-    rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])
-    inside = rows[..., :, None] & columns[..., None, :]
+    extent = jnp.ptp(pixels, axis=-2)
+    weight = jnp.where(_around(pixels, 0.1 * extent, height=height, width=width), gain, 1.0)
+    if eye_gain != 1.0:
+        _require_eyes(landmarks)
+        for eye in (pixels[..., _RIGHT_EYE, :], pixels[..., _LEFT_EYE, :]):
+            # By its width: a closed eye's box has hardly a height, and the lid that must change lies above.
+            margin = 0.3 * jnp.ptp(eye[..., :1], axis=-2)
+            weight = jnp.where(_around(eye, margin, height=height, width=width), gain * eye_gain, weight)
     forward = axis_angle_to_matrix(pose.rotation)[..., :, 2]  # the face's direction in the world
     center = -jnp.einsum(
         "...ji,...j->...i", camera.world_to_camera[..., :3, :3], camera.world_to_camera[..., :3, 3]
     )
     to_eye = center - jnp.mean(landmarks, axis=-2)
     facing = jnp.sum(forward * to_eye, axis=-1) > 0.2 * jnp.linalg.norm(to_eye, axis=-1)  # within 78 degrees
-    return jnp.where(inside & facing[..., None, None], gain, 1.0)
+    return jnp.where(facing[..., None, None], weight, 1.0)
+
+
+def _around(
+    pixels: Float[Array, "*b k 2"], margin: Float[Array, "*b #2"], *, height: int, width: int
+) -> Bool[Array, "*b h w"]:
+    """Pixels whose centres lie in the box of some points, grown by a margin on each side."""
+    low, high = jnp.min(pixels, axis=-2) - margin, jnp.max(pixels, axis=-2) + margin
+    lead = (1,) * (low.ndim - 1)
+    x, y = (jnp.arange(width) + 0.5).reshape(*lead, width), (jnp.arange(height) + 0.5).reshape(*lead, height)
+    columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])
+    rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def _require_eyes(landmarks: Float[Array, "*b k 3"]) -> None:
+    count = landmarks.shape[-2]
+    if count != 68:
+        raise InputError(
+            f"losses.eye_gain weighs two eyes of 68 landmarks (iBUG 300-W), and the dataset has {count}: set it to 1"
+        )
 
 
 def crop(image: Float[Array, "*b h w c"], corner: Int[Array, "*b 2"], size: int) -> Float[Array, "*b s s c"]:

@@ -41,6 +41,7 @@ class LossWeights:
     perceptual: float = 0.1
     perceptual_crop: int = 128  # pixels a side, of the pictures compared
     face_gain: float = 1.0  # photometric weight inside the face box; 1 is the paper's
+    eye_gain: float = 1.0  # weight of the eyes' landmarks, and of their pixels beside the face's; 1 is the paper's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,9 @@ def guide_losses(
     """The terms of stage 1, per image or per frame; `surface_*` are for the log and the loop's checks."""
     render, output = render_guide(model, batch, context)
     terms = image_losses(render, batch, perceptual, key, context.weights)
-    terms["landmarks"] = losses.landmark_distance(output.landmarks, batch.landmarks)
+    terms["landmarks"] = losses.landmark_distance(
+        output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
+    )
     terms["displacement"] = output.displacement
     if context.weights.laplacian:
         terms["laplacian"] = losses.laplacian(output.canonical, output.mesh.faces)
@@ -107,7 +110,9 @@ def gaussian_losses(
     """The terms of stage 2, per image or per frame."""
     render, output = render_gaussians(model, batch, context)
     terms = image_losses(render, batch, perceptual, key, context.weights)
-    terms["landmarks"] = losses.landmark_distance(output.landmarks, batch.landmarks)
+    terms["landmarks"] = losses.landmark_distance(
+        output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
+    )
     terms["displacement"] = output.displacement
     return terms
 
@@ -125,6 +130,7 @@ def image_losses(
         height=height,
         width=width,
         gain=weights.face_gain,
+        eye_gain=weights.eye_gain,
     )
     terms = {}
     if weights.fine:

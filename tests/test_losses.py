@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gphm_jax import losses
+from gphm_jax.errors import InputError
 from gphm_jax.types import Camera, Pose
 
 
@@ -65,6 +67,19 @@ def test_landmark_distance():
     np.testing.assert_allclose(losses.landmark_distance(a, b), [0.0, 25 / 3], rtol=1e-6)
 
 
+def test_landmarks_of_the_eyes_count_eye_gain_times():
+    a = jnp.zeros((1, 68, 3))
+    for point, expected in ((35, 1.0), (36, 4.0), (47, 4.0), (48, 1.0)):
+        b = a.at[0, point, 1].set(1.0)
+        np.testing.assert_allclose(losses.landmark_distance(a, b, eye_gain=4.0), [expected / 68], rtol=1e-6)
+
+
+def test_eyes_of_other_landmark_sets_are_an_error():
+    a = jnp.zeros((1, 51, 3))
+    with pytest.raises(InputError, match="of 68 landmarks.*has 51: set it to 1"):
+        losses.landmark_distance(a, a, eye_gain=4.0)
+
+
 def _camera(side: float) -> Camera:
     """Five units along +z (side = 1) or -z (side = -1), looking at the origin."""
     matrix = np.diag([side, -1.0, -side, 1.0])
@@ -75,9 +90,13 @@ def _camera(side: float) -> Camera:
     )
 
 
+def _at_rest() -> Pose:
+    return Pose(rotation=jnp.zeros((1, 3)), translation=jnp.zeros((1, 3)), scale=jnp.ones(1))
+
+
 def test_face_weight_marks_the_box_from_the_front_only():
     landmarks = jnp.array([[[-0.5, -0.5, 0.0], [0.5, 0.5, 0.0]]])
-    pose = Pose(rotation=jnp.zeros((1, 3)), translation=jnp.zeros((1, 3)), scale=jnp.ones(1))
+    pose = _at_rest()
     front = losses.face_weight(landmarks, _camera(1.0), pose, height=64, width=64, gain=5.0)[0]
     # Landmarks project to 22 and 42; a tenth of 20 pixels is added on each side.
     expected = np.ones((64, 64), np.float32)
@@ -85,6 +104,19 @@ def test_face_weight_marks_the_box_from_the_front_only():
     np.testing.assert_array_equal(front, expected)
     behind = losses.face_weight(landmarks, _camera(-1.0), pose, height=64, width=64, gain=5.0)[0]
     np.testing.assert_array_equal(behind, 1.0)
+
+
+def test_face_weight_marks_the_eyes_by_their_width():
+    landmarks = jnp.zeros((1, 68, 3)).at[0, :2, :2].set(jnp.array([[-0.5, -0.5], [0.5, 0.5]]))
+    for eye, x in ((slice(36, 42), -0.25), (slice(42, 48), 0.25)):  # closed: a line of 4 pixels at row 27
+        corners = jnp.stack([jnp.linspace(x - 0.1, x + 0.1, 6), jnp.full(6, 0.25), jnp.zeros(6)], axis=-1)
+        landmarks = landmarks.at[0, eye].set(corners)
+    weight = losses.face_weight(landmarks, _camera(1.0), _at_rest(), height=64, width=64, gain=5.0, eye_gain=3.0)[0]
+    expected = np.ones((64, 64), np.float32)
+    expected[20:44, 20:44] = 5.0
+    # Columns 25 to 29 and 35 to 39 grown by 0.3 of 4 pixels: centres from 24 to 29 and 34 to 39.
+    expected[26:28, 24:30] = expected[26:28, 34:40] = 15.0
+    np.testing.assert_array_equal(weight, expected)
 
 
 def test_crop_takes_each_corner():
