@@ -57,11 +57,11 @@ def _small(c: ml_collections.ConfigDict) -> None:
     # drowns the codes of expression and motion. Sharpness comes last.
     c.stage1.update(steps=220, identities=4, frames=2, views=1, downscale=2, downscale_steps=220)
     c.stage1.rates.update(
-        networks=1e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
+        networks=2e-3, encoders=1e-4, refine=1e-3, codes=1e-2, landmarks=1e-4, pose_corrections=1e-5
     )
     c.stage1.schedule.update(warmup_steps=20, hold_fraction=0.2, final_fraction=0.1)
     c.stage1.losses.update(
-        silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0, eye_gain=10.0
+        silhouette=0.1, landmarks=30.0, laplacian=100.0, perceptual=0.0, face_gain=3.0, eye_gain=5.0
     )
     # These rates are for a run of a few thousand steps; the paper's are for hundreds of thousands.
     c.stage2.update(steps=1330, identities=4, frames=2, views=1, downscale=2, downscale_steps=1030)
