@@ -4,7 +4,7 @@
     python fit.py --config=configs/fit.py:paper --prior=WORKDIR --input=DIR --out=DIR
 
 tiny   a few steps, for tests.
-small  for a head model of configs/gaussian.py:small; about two minutes on 2 CPU cores.
+small  for a head model of configs/gaussian.py:small; about three minutes on 2 CPU cores.
 paper  the paper's step counts: about five minutes on one GPU.
 
 OUT/metrics.json holds PSNR, SSIM and LPIPS of training and held-out frames, and PSNR of cameras aside.
@@ -47,7 +47,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
     c.identity.rates.codes = 2e-2
     c.identity.schedule.update(hold_fraction=0.5, final_fraction=0.1)
     c.identity.losses.update(perceptual=0.0)
-    c.finetune.update(steps=400, frames=1)
+    c.finetune.update(steps=600, frames=1)
     # For a few hundred steps; the paper's rates are for 2000.
     c.finetune.rates.update(
         networks=1e-3,
@@ -59,7 +59,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
         opacity_logits=4e-2,
     )
     c.finetune.schedule.update(warmup_steps=10, hold_fraction=0.5, final_fraction=0.05)
-    c.finetune.losses.update(perceptual=0.1, perceptual_crop=64, face_gain=2.0)
+    c.finetune.losses.update(perceptual=0.1, perceptual_crop=64, face_gain=2.0, eye_gain=3.0)
 
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
