@@ -22,6 +22,7 @@ from gphm_jax.footage import batch_options, first_frames, open_footage, rest_pos
 from gphm_jax.guide import GuideModel
 from gphm_jax.guide_start import initialize_codes, initialize_sdf
 from gphm_jax.logs import RunLog
+from gphm_jax.losses import check_eyes
 from gphm_jax.nets import use_fused_points
 from gphm_jax.optim import adam
 from gphm_jax.paths import expanded
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
     stages = {"stage1": settings.stage1} | ({"stage2": settings.stage2} if settings.gaussian_stage else {})
     for name, stage in stages.items():
         check_batch(devices, stage.identities, key=f"config.{name}.identities")
+        gain, count = stage.losses.eye_gain, footage.dataset.landmark_count
+        check_eyes(gain, count, key=f"config.{name}.losses.eye_gain")
     asks = any(stage.losses.perceptual for stage in stages.values())
     nets = ("vgg", "alex") if footage.held_out else ("vgg",) if asks else ()
     with RunLog(path) as log:

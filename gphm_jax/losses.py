@@ -33,6 +33,14 @@ def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> F
     return jnp.where(empty, 0.0, 1.0 - intersection / jnp.where(empty, 1.0, union))
 
 
+def check_eyes(eye_gain: float, count: int, *, key: str = "losses.eye_gain") -> None:
+    """Raises `InputError`, with the setting's name, where eyes are to be weighed in a set of landmarks without them."""
+    if eye_gain != 1.0 and count != 68:
+        raise InputError(
+            f"{key}={eye_gain}: it weighs the eyes of 68 landmarks (iBUG 300-W); the dataset has {count}: set it to 1"
+        )
+
+
 def landmark_distance(
     predicted: Float[Array, "*b k 3"], fitted: Float[Array, "*b k 3"], *, eye_gain: float = 1.0
 ) -> Float[Array, "*b"]:
@@ -42,7 +50,7 @@ def landmark_distance(
     """
     squared = jnp.sum((predicted - fitted) ** 2, axis=-1)
     if eye_gain != 1.0:
-        _require_eyes(predicted)
+        check_eyes(eye_gain, predicted.shape[-2])
         squared = squared.at[..., _EYES].multiply(eye_gain)
     return jnp.mean(squared, axis=-1)
 
@@ -89,7 +97,7 @@ def face_weight(
     extent = jnp.ptp(pixels, axis=-2)
     weight = jnp.where(_around(pixels, 0.1 * extent, height=height, width=width), gain, 1.0)
     if eye_gain != 1.0:
-        _require_eyes(landmarks)
+        check_eyes(eye_gain, landmarks.shape[-2])
         for eye in (pixels[..., _RIGHT_EYE, :], pixels[..., _LEFT_EYE, :]):
             # By its width: a closed eye's box has hardly a height, and the lid that must change lies above.
             margin = 0.3 * jnp.ptp(eye[..., :1], axis=-2)
@@ -113,14 +121,6 @@ def _around(
     columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])
     rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])
     return rows[..., :, None] & columns[..., None, :]
-
-
-def _require_eyes(landmarks: Float[Array, "*b k 3"]) -> None:
-    count = landmarks.shape[-2]
-    if count != 68:
-        raise InputError(
-            f"losses.eye_gain weighs two eyes of 68 landmarks (iBUG 300-W), and the dataset has {count}: set it to 1"
-        )
 
 
 def crop(image: Float[Array, "*b h w c"], corner: Int[Array, "*b 2"], size: int) -> Float[Array, "*b s s c"]:

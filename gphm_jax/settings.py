@@ -196,6 +196,8 @@ _STAGE_LEAST = {
     "downscale": 1,
     "downscale_steps": 0,
     "schedule.warmup_steps": 0,
+    "losses.face_gain": 0,
+    "losses.eye_gain": 0,
 }
 _CHOICES = {"backend": BACKENDS, "start.sdf": ("ellipsoid", "hull"), "start.gaussians": ("guide", "ellipsoid")}
 

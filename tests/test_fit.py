@@ -67,7 +67,9 @@ def program():
 
 def tiny(**changes):
     """The tiny preset with some settings changed."""
-    return dataclasses.replace(from_mapping(FitSettings, get_config("tiny").to_dict()), **changes)
+    config = get_config("tiny")
+    config.finetune.losses.eye_gain = 1.0  # the fixture's heads have 5 landmarks
+    return dataclasses.replace(from_mapping(FitSettings, config.to_dict()), **changes)
 
 
 def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog):
@@ -110,6 +112,13 @@ def test_bad_input_is_one_line(footage_dir, tmp_path):
 def test_a_crop_larger_than_the_head_models_pictures_is_named(program, prior_dir, footage_dir, tmp_path):
     finetune = dataclasses.replace(tiny().finetune, losses=FitWeights(perceptual=0.1, perceptual_crop=64))
     with pytest.raises(InputError, match="finetune.losses.perceptual_crop=64"):
+        program.fit_person(tiny(finetune=finetune), prior_dir, footage_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_eyes_of_other_landmark_sets_are_named_before_any_work(program, prior_dir, footage_dir, tmp_path):
+    finetune = dataclasses.replace(tiny().finetune, losses=FitWeights(perceptual=0.0, eye_gain=3.0))
+    with pytest.raises(InputError, match=r"config.finetune.losses.eye_gain=3.0: .* has 5: set it to 1"):
         program.fit_person(tiny(finetune=finetune), prior_dir, footage_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

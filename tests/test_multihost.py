@@ -18,6 +18,7 @@ def command(dataset, workdir, *extra):
     settings = {
         "data.path": dataset, "start.sdf": "ellipsoid", "start.sdf_steps": 20, "start.code_steps": 0, "stage1.steps": 4,
         "stage1.identities": 2, "stage1.views": 1, "log.every": 2, "log.checkpoint_every": 4, "log.grid_every": 4,
+        "stage1.losses.eye_gain": 1.0,  # the fixture's heads have 5 landmarks
     }  # fmt: skip
     # Shallow, to be compiled fast.
     settings |= {"networks.depth": 2, "networks.injection_depth": 2, "networks.encoder_widths": (8, 8)}
