@@ -8,12 +8,17 @@
 //
 // In double, the coefficients of an edge are correctly rounded from float positions and so exact negatives of each
 // other in the two faces that share it: no cracks, no pixel drawn twice. Both orientations are drawn.
+//
+// Backward, each pixel's gradients to its face's corners are written once, then summed by vertex in the order of the
+// pixels.
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "cpu_ops.h"
 #include "memory.h"
+#include "mesh.h"
+#include "vectors.h"
 
 namespace gphm {
 namespace GPHM_ISA {
@@ -103,14 +108,6 @@ void set_up(const RasterizeInputs& in, const float* positions, const int32_t* co
   bound(p, in.width, in.height, face);
 }
 
-struct Centres {  // of pixels, in normalised device coordinates
-  Array<double> x, y;
-  Centres(int64_t width, int64_t height) : x(width), y(height) {
-    for (int64_t i = 0; i < width; ++i) x[i] = static_cast<double>(2 * i + 1) / static_cast<double>(width) - 1;
-    for (int64_t i = 0; i < height; ++i) y[i] = 1 - static_cast<double>(2 * i + 1) / static_cast<double>(height);
-  }
-};
-
 // Which faces touch each band of rows, by index, so that the lower index wins ties.
 struct Bands {
   Array<int64_t> start;
@@ -193,6 +190,32 @@ void draw_band(const RasterizeInputs& in, const Face* faces, const Bands& bands,
   }
 }
 
+// What a pixel's (u, v, z/w) sends back to the corners of its face, [3][4]: about the pixel, with p_i = x_i - X w_i and
+// q_i = y_i - Y w_i, a_i = p_j q_k - q_j p_k is e_i . P and z/w = sum_i a_i z_i / sum_i a_i w_i.
+void corners_bwd(const float* const (&corner)[3], double x, double y, const float* d_pixel, float* d_corners) {
+  double p[3], q[3], a[3], d_a[3];
+  for (int i = 0; i < 3; ++i) p[i] = corner[i][0] - x * corner[i][3], q[i] = corner[i][1] - y * corner[i][3];
+  double whole = 0, depth = 0, scale = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int j = (i + 1) % 3, k = (i + 2) % 3;
+    a[i] = p[j] * q[k] - q[j] * p[k];
+    whole += a[i], depth += a[i] * corner[i][2], scale += a[i] * corner[i][3];
+  }
+  depth /= scale;
+  const double d_depth = d_pixel[2] / scale, mean = (d_pixel[0] * a[0] + d_pixel[1] * a[1]) / whole;
+  for (int i = 0; i < 3; ++i) {
+    d_a[i] = ((i < 2 ? d_pixel[i] : 0.0) - mean) / whole + d_depth * (corner[i][2] - depth * corner[i][3]);
+  }
+  for (int i = 0; i < 3; ++i) {
+    const int j = (i + 1) % 3, k = (i + 2) % 3;
+    const double d_p = d_a[k] * q[j] - d_a[j] * q[k], d_q = d_a[j] * p[k] - d_a[k] * p[j];
+    d_corners[4 * i] = static_cast<float>(d_p);
+    d_corners[4 * i + 1] = static_cast<float>(d_q);
+    d_corners[4 * i + 2] = static_cast<float>(d_depth * a[i]);
+    d_corners[4 * i + 3] = static_cast<float>(-d_depth * depth * a[i] - x * d_p - y * d_q);
+  }
+}
+
 }  // namespace
 
 void rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel& parallel) {
@@ -211,6 +234,47 @@ void rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel& parallel)
     bands.list(faces.data(), in.faces, bands_number);
     parallel.run(bands_number, [&](int64_t band, int worker) {
       draw_band(in, faces.data(), bands, band, centres, raster + index * in.width * in.height * 4, workers[worker]);
+    });
+  }
+}
+
+void rasterize_bwd(const RasterizeInputs& in, const float* raster, const float* d_raster, float* d_positions,
+                   Parallel& parallel) {
+  const int64_t pixels = in.width * in.height;
+  const Centres centres(in.width, in.height);
+  Lists<int32_t> lists;
+  Array<float> d_corners(pixels * 12);
+  for (int64_t index = 0; index < in.batch; ++index) {
+    const float *positions = in.positions + index * in.vertices * 4, *image = raster + index * pixels * 4;
+    list_corners(image, pixels, in.indices, in.faces, in.vertices, parallel, &lists);
+    parallel.run(in.height, [&](int64_t y, int) {
+      for (int64_t pixel = y * in.width; pixel < (y + 1) * in.width; ++pixel) {
+        const int32_t face = seen_face(image[4 * pixel + 3], in.faces);
+        if (face < 0) continue;
+        const float* corner[3];
+        bool known = true;
+        for (int i = 0; i < 3; ++i) {
+          const int32_t vertex = in.indices[3 * int64_t{face} + i];
+          known = known && is_vertex(vertex, in.vertices);
+          corner[i] = positions + 4 * int64_t{known ? vertex : 0};
+        }
+        float* out = d_corners.data() + 12 * pixel;
+        if (known) {
+          corners_bwd(corner, centres.x[pixel - y * in.width], centres.y[y],
+                      d_raster + (index * pixels + pixel) * 4, out);
+        } else {  // not of this rasterizer's making
+          std::memset(out, 0, 12 * sizeof(float));
+        }
+      }
+    });
+    parallel.run(blocks(in.vertices, kChunk), [&](int64_t task, int) {
+      for (int64_t vertex = task * kChunk; vertex < smaller(in.vertices, (task + 1) * kChunk); ++vertex) {
+        Vec4 sum{};
+        for (const int32_t* at = lists.begin(vertex); at < lists.end(vertex); ++at) {
+          sum += load<Vec4>(d_corners.data() + 4 * int64_t{*at});
+        }
+        store(d_positions + (index * in.vertices + vertex) * 4, sum);
+      }
     });
   }
 }
