@@ -39,15 +39,15 @@ class Lists {
     const int64_t chunks = larger(1, smaller(smaller(parallel.workers(), kMaxChunks), items / kChunk));
     next_.zero(chunks * keys);
     parallel.run(chunks, [&](int64_t chunk, int) {
-      int32_t* next = next_.data() + chunk * keys;
+      int64_t* next = next_.data() + chunk * keys;
       each(items * chunk / chunks, items * (chunk + 1) / chunks, [&](int64_t key, Value) { ++next[key]; });
     });
     start_.reserve(keys + 1);
-    int32_t total = 0;
+    int64_t total = 0;
     for (int64_t key = 0; key < keys; ++key) {
       start_[key] = total;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const int32_t number = next_[chunk * keys + key];
+        const int64_t number = next_[chunk * keys + key];
         next_[chunk * keys + key] = total;
         total += number;
       }
@@ -55,7 +55,7 @@ class Lists {
     start_[keys] = total;
     values_.reserve(total);
     parallel.run(chunks, [&](int64_t chunk, int) {
-      int32_t* next = next_.data() + chunk * keys;
+      int64_t* next = next_.data() + chunk * keys;
       each(items * chunk / chunks, items * (chunk + 1) / chunks,
            [&](int64_t key, Value value) { values_[next[key]++] = value; });
     });
@@ -64,7 +64,7 @@ class Lists {
   const Value* end(int64_t key) const { return values_.data() + start_[key + 1]; }
 
  private:
-  Array<int32_t> start_, next_;
+  Array<int64_t> start_, next_;
   Array<Value> values_;
 };
 

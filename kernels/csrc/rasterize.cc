@@ -31,8 +31,12 @@ constexpr int64_t kChunk = 2048;
 struct Face {
   double x[3], y[3], one[3];  // e_i . P = x_i X + y_i Y + one_i, non-negative inside
   double depth_x, depth_y, depth_one;
-  int32_t left, right, top, bottom;  // pixels, inclusive; left > right where there is nothing to draw
-  bool owns[3];                      // whether pixel centres exactly on edge i belong to this face
+  bool owns[3];  // whether pixel centres exactly on edge i belong to this face
+};
+
+struct Rectangle {  // of pixels, inclusive
+  int32_t left, right, top, bottom;
+  bool empty() const { return left > right || top > bottom; }
 };
 
 // The pixels [first, last] whose centres lie in [low, high], in normalised device coordinates along `size` pixels.
@@ -58,36 +62,38 @@ bool outside_volume(const float* const (&p)[3]) {
   return false;
 }
 
-void bound(const float* const (&p)[3], int64_t width, int64_t height, Face* face) {
-  face->left = face->top = 0;
-  face->right = static_cast<int32_t>(width - 1), face->bottom = static_cast<int32_t>(height - 1);
-  for (int i = 0; i < 3; ++i) {
-    if (!(p[i][3] > 0)) return;  // reaches behind the camera: its image may extend to anywhere
-  }
+Rectangle bound(const float* const (&p)[3], int64_t width, int64_t height) {
+  Rectangle all{0, static_cast<int32_t>(width - 1), 0, static_cast<int32_t>(height - 1)};
   double low[2] = {1e300, 1e300}, high[2] = {-1e300, -1e300};
   for (int i = 0; i < 3; ++i) {
+    if (!(p[i][3] > 0)) return all;  // reaches behind the camera: its image may extend to anywhere
+    const double scale = 1.0 / p[i][3];
     for (int axis = 0; axis < 2; ++axis) {
-      double value = static_cast<double>(p[i][axis]) / p[i][3];
+      const double value = p[i][axis] * scale;
       low[axis] = value < low[axis] ? value : low[axis];
       high[axis] = value > high[axis] ? value : high[axis];
     }
   }
-  pixel_range(low[0], high[0], width, &face->left, &face->right);
-  pixel_range(-high[1], -low[1], height, &face->top, &face->bottom);  // row 0 is at Y = +1
+  pixel_range(low[0], high[0], width, &all.left, &all.right);
+  pixel_range(-high[1], -low[1], height, &all.top, &all.bottom);  // row 0 is at Y = +1
+  return all;
 }
 
-// Degenerate faces, bad indices and positions that are not finite leave an empty face.
-void set_up(const RasterizeInputs& in, const float* positions, const int32_t* corner, Face* face) {
-  face->left = 1, face->right = 0;
+// The pixels that a face may cover, and the face if there are any. Degenerate faces, bad indices and positions that
+// are not finite cover none.
+Rectangle set_up(const RasterizeInputs& in, const float* positions, const int32_t* corner, Face* face) {
+  constexpr Rectangle kNothing{1, 0, 1, 0};
   const float* p[3];
   for (int i = 0; i < 3; ++i) {
-    if (corner[i] < 0 || corner[i] >= in.vertices || corner[i] == corner[(i + 1) % 3]) return;
+    if (!is_vertex(corner[i], in.vertices) || corner[i] == corner[(i + 1) % 3]) return kNothing;
     p[i] = positions + int64_t{4} * corner[i];
     for (int axis = 0; axis < 4; ++axis) {
-      if (!(std::fabs(p[i][axis]) < 1e18f)) return;  // products of three stay finite; NaN fails
+      if (!(std::fabs(p[i][axis]) < 1e18f)) return kNothing;  // products of three stay finite; NaN fails
     }
   }
-  if (outside_volume(p)) return;
+  if (outside_volume(p)) return kNothing;
+  const Rectangle rectangle = bound(p, in.width, in.height);
+  if (rectangle.empty()) return kNothing;
   for (int i = 0; i < 3; ++i) {
     const float *a = p[(i + 1) % 3], *b = p[(i + 2) % 3];
     double ax = a[0], ay = a[1], aw = a[3], bx = b[0], by = b[1], bw = b[3];
@@ -96,7 +102,7 @@ void set_up(const RasterizeInputs& in, const float* positions, const int32_t* co
     face->one[i] = ax * by - ay * bx;
   }
   double determinant = p[0][0] * face->x[0] + p[0][1] * face->y[0] + p[0][3] * face->one[0];
-  if (!(determinant != 0) || !std::isfinite(determinant)) return;
+  if (!(determinant != 0) || !std::isfinite(determinant)) return kNothing;
   face->depth_x = face->depth_y = face->depth_one = 0;
   for (int i = 0; i < 3; ++i) {
     double scale = p[i][2] / determinant;
@@ -105,46 +111,24 @@ void set_up(const RasterizeInputs& in, const float* positions, const int32_t* co
     // Top-left rule: a left edge has the inside at greater X, a top edge is level with the inside at smaller Y.
     face->owns[i] = face->x[i] > 0 || (face->x[i] == 0 && face->y[i] < 0);
   }
-  bound(p, in.width, in.height, face);
+  return rectangle;
 }
-
-// Which faces touch each band of rows, by index, so that the lower index wins ties.
-struct Bands {
-  Array<int64_t> start;
-  Array<int32_t> faces;
-
-  void list(const Face* all, int64_t number, int64_t bands) {
-    start.zero(bands + 2);
-    for (int64_t i = 0; i < number; ++i) {
-      if (all[i].left > all[i].right || all[i].top > all[i].bottom) continue;
-      for (int64_t band = all[i].top / kBand; band <= all[i].bottom / kBand; ++band) ++start[band + 2];
-    }
-    for (int64_t band = 0; band < bands; ++band) start[band + 2] += start[band + 1];
-    faces.reserve(start[bands + 1]);
-    for (int64_t i = 0; i < number; ++i) {
-      if (all[i].left > all[i].right || all[i].top > all[i].bottom) continue;
-      for (int64_t band = all[i].top / kBand; band <= all[i].bottom / kBand; ++band) {
-        faces[start[band + 1]++] = static_cast<int32_t>(i);
-      }
-    }
-  }
-};
 
 struct Worker {
   Array<float> depth;
   Array<int32_t> face;
 };
 
-void draw(const Face& f, int32_t index, const Centres& centres, int64_t width, int64_t first, int64_t last,
-          Worker& worker) {
-  for (int64_t y = larger(first, f.top); y <= smaller(last - 1, f.bottom); ++y) {
+void draw(const Face& f, const Rectangle& rectangle, int32_t index, const Centres& centres, int64_t width,
+          int64_t first, int64_t last, Worker& worker) {
+  for (int64_t y = larger(first, rectangle.top); y <= smaller(last - 1, rectangle.bottom); ++y) {
     const double at_y = centres.y[y];
     double row[3];
     for (int i = 0; i < 3; ++i) row[i] = f.y[i] * at_y + f.one[i];
     const double depth_row = f.depth_y * at_y + f.depth_one;
     float* depth = worker.depth.data() + (y - first) * width;
     int32_t* face = worker.face.data() + (y - first) * width;
-    for (int64_t x = f.left; x <= f.right; ++x) {
+    for (int64_t x = rectangle.left; x <= rectangle.right; ++x) {
       const double at_x = centres.x[x];
       bool inside = true;
       for (int i = 0; i < 3; ++i) {
@@ -158,8 +142,8 @@ void draw(const Face& f, int32_t index, const Centres& centres, int64_t width, i
   }
 }
 
-void draw_band(const RasterizeInputs& in, const Face* faces, const Bands& bands, int64_t band, const Centres& centres,
-               float* raster, Worker& worker) {
+void draw_band(const RasterizeInputs& in, const Face* faces, const Rectangle* rectangles, const Lists<int32_t>& bands,
+               int64_t band, const Centres& centres, float* raster, Worker& worker) {
   const int64_t first = band * kBand, last = smaller(in.height, first + kBand), pixels = (last - first) * in.width;
   worker.depth.reserve(kBand * in.width);
   worker.face.reserve(kBand * in.width);
@@ -167,8 +151,8 @@ void draw_band(const RasterizeInputs& in, const Face* faces, const Bands& bands,
     worker.depth[i] = std::numeric_limits<float>::infinity();
     worker.face[i] = -1;
   }
-  for (int64_t i = bands.start[band]; i < bands.start[band + 1]; ++i) {
-    draw(faces[bands.faces[i]], bands.faces[i], centres, in.width, first, last, worker);
+  for (const int32_t* face = bands.begin(band); face < bands.end(band); ++face) {
+    draw(faces[*face], rectangles[*face], *face, centres, in.width, first, last, worker);
   }
   for (int64_t y = first; y < last; ++y) {
     for (int64_t x = 0; x < in.width; ++x) {
@@ -222,18 +206,27 @@ void rasterize_fwd(const RasterizeInputs& in, float* raster, Parallel& parallel)
   const int64_t bands_number = blocks(in.height, kBand);
   const Centres centres(in.width, in.height);
   Array<Face> faces(in.faces);
-  Bands bands;
+  Array<Rectangle> rectangles(in.faces);
+  Lists<int32_t> bands;  // which faces touch each band of rows, by index, so that the lower index wins ties
   Objects<Worker> workers(parallel.workers());
   for (int64_t index = 0; index < in.batch; ++index) {
     const float* positions = in.positions + index * in.vertices * 4;
     parallel.run(blocks(in.faces, kChunk), [&](int64_t task, int) {
       for (int64_t i = task * kChunk; i < smaller(in.faces, (task + 1) * kChunk); ++i) {
-        set_up(in, positions, in.indices + 3 * i, &faces[i]);
+        rectangles[i] = set_up(in, positions, in.indices + 3 * i, &faces[i]);
       }
     });
-    bands.list(faces.data(), in.faces, bands_number);
+    bands.fill(in.faces, bands_number, parallel, [&](int64_t first, int64_t last, const auto& add) {
+      for (int64_t i = first; i < last; ++i) {
+        if (rectangles[i].empty()) continue;
+        for (int64_t band = rectangles[i].top / kBand; band <= rectangles[i].bottom / kBand; ++band) {
+          add(band, static_cast<int32_t>(i));
+        }
+      }
+    });
     parallel.run(bands_number, [&](int64_t band, int worker) {
-      draw_band(in, faces.data(), bands, band, centres, raster + index * in.width * in.height * 4, workers[worker]);
+      draw_band(in, faces.data(), rectangles.data(), bands, band, centres, raster + index * in.width * in.height * 4,
+                workers[worker]);
     });
   }
 }
