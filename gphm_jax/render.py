@@ -74,10 +74,10 @@ def render_mesh(
         raster = rasterize_mesh(clip, faces, width=width, height=height, backend=backend)
         covered = (raster[..., 3:] > 0).astype(features.dtype)
         features = jnp.broadcast_to(features[:, :, None], (*clip.shape[:-1], features.shape[-1]))
-        image = interpolate(features, raster, faces)
+        image = interpolate(features, raster, faces, backend=backend)
         # The background enters before antialiasing: a silhouette blends the surface with what lies behind it.
         image = jnp.concatenate([image * covered + WHITE * (1.0 - covered), covered], axis=-1)
-        image = antialias(image, raster, clip, faces)
+        image = antialias(image, raster, clip, faces, backend=backend)
         return image[..., :-1], image[..., -1]
 
     run = _per_device(local, devices, replicated=(0,))

@@ -38,6 +38,37 @@ struct RasterizeInputs {
   const int32_t* indices;  // [faces, 3]
 };
 
+struct InterpolateInputs {
+  int64_t batch, vertices, channels, faces;
+  int64_t width, height;
+  const float* attributes;  // [batch, vertices, channels]
+  const float* raster;      // [batch, height, width, 4]: u, v, unused, face + 1
+  const int32_t* indices;   // [faces, 3]
+};
+
+struct AntialiasInputs {
+  int64_t batch, vertices, channels, faces;
+  int64_t width, height;
+  const float* image;      // [batch, height, width, channels]
+  const float* raster;     // [batch, height, width, 4]: unused, unused, z/w, face + 1
+  const float* positions;  // [batch, vertices, 4], clip space
+  const int32_t* indices;  // [faces, 3]
+};
+
+struct TetrahedraInputs {
+  int64_t batch, shape[3];  // grid vertices a side, z fastest
+  int64_t max_vertices, max_faces;
+  const float* sdf;            // [batch, shape]
+  const int32_t* cube_number;  // [256] for each pattern of a cube's signs, how many faces
+  const int32_t* cube_edges;   // [256, 12, 3, 2] and the edges that their corners lie on: corner of the cube, direction
+};
+
+struct TetrahedraResults {
+  int32_t* edges;   // [batch, max_vertices, 2]
+  int32_t* faces;   // [batch, max_faces, 3]
+  int32_t* counts;  // [batch, 2]
+};
+
 struct MlpInputs {
   int64_t images, frames, rows;  // the frames of an image share its features and differ in the first layer's bias
   int64_t layers;
@@ -56,6 +87,15 @@ struct MlpGradients {
   void blend_fwd(const BlendInputs&, float* image, float* alpha, Parallel&);                              \
   void blend_bwd(const BlendInputs&, const BlendCotangents&, const BlendGradients&, Parallel&);           \
   void rasterize_fwd(const RasterizeInputs&, float* raster, Parallel&);                                   \
+  void rasterize_bwd(const RasterizeInputs&, const float* raster, const float* d_raster,                  \
+                     float* d_positions, Parallel&);                                                      \
+  void interpolate_fwd(const InterpolateInputs&, float* image, Parallel&);                                \
+  void interpolate_bwd(const InterpolateInputs&, const float* d_image, float* d_attributes,               \
+                       float* d_raster, Parallel&);                                                       \
+  void antialias_fwd(const AntialiasInputs&, float* result, Parallel&);                                   \
+  void antialias_bwd(const AntialiasInputs&, const float* d_result, float* d_image, float* d_positions,   \
+                     Parallel&);                                                                          \
+  void marching_tetrahedra(const TetrahedraInputs&, const TetrahedraResults&, Parallel&);                 \
   void mlp_fwd(const MlpInputs&, float* result, Parallel&);                                               \
   void mlp_bwd(const MlpInputs&, const float* d_result, const MlpGradients&, Parallel&);                  \
   }

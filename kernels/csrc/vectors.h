@@ -34,6 +34,62 @@ GPHM_INLINE void store(float* to, V value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
+// The first `number` floats, fewer than a vector; nothing beyond them is touched, and the other lanes are zero.
+GPHM_INLINE Vec load_part(const float* from, int64_t number) {
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << number) - 1), from);
+#else
+  Vec value{};
+  for (int64_t lane = 0; lane < number; ++lane) value[lane] = from[lane];
+  return value;
+#endif
+}
+GPHM_INLINE void store_part(float* to, Vec value, int64_t number) {
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << number) - 1), (__m512)value);
+#else
+  for (int64_t lane = 0; lane < number; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// A row of floats vector by vector: call(at, part) for each, where part is kLanes or, at the end, what is left.
+template <typename Call>
+GPHM_INLINE void each_vector(int64_t size, const Call& call) {
+  int64_t at = 0;
+  for (; at + kLanes <= size; at += kLanes) call(at, int64_t{kLanes});
+  if (at < size) call(at, size - at);
+}
+GPHM_INLINE Vec load(const float* from, int64_t part) { return part == kLanes ? load<Vec>(from) : load_part(from, part); }
+GPHM_INLINE void store(float* to, Vec value, int64_t part) {
+  if (part == kLanes) {
+    store(to, value);
+  } else {
+    store_part(to, value, part);
+  }
+}
+
+GPHM_INLINE float sum(Vec value) {
+  for (int width = kLanes / 2; width; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) value[lane] += value[lane + width];
+  }
+  return value[0];
+}
+
+// Bit i is set where lane i is.
+GPHM_INLINE uint32_t bits(Mask mask) {
+#if GPHM_LANES == 16 && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif GPHM_LANES == 8 && defined(__AVX__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif GPHM_LANES == 4 && defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= static_cast<uint32_t>(mask[lane] & 1) << lane;
+  return found;
+#endif
+}
+
 GPHM_INLINE bool any(Mask mask) {
 #if GPHM_LANES == 16 && defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;

@@ -68,8 +68,7 @@ def sum_sorted_rows(rows: Float[Array, "m c"], index: Int[Array, "m"], number: i
 
 def _scatter(rows: Array, index: Array, number: int) -> Array:
     # For CPUs only: there XLA's scatter is one loop over the rows on one thread, so that the order of the sums, and
-    # with it their bits, is always the same (tests/test_mesh_kernels.py would notice a parallel one). A C++ sum made
-    # the gradient of rendering no faster.
+    # with it their bits, is always the same (tests/test_mesh_kernels.py would notice a parallel one).
     return jnp.zeros((number, rows.shape[1]), rows.dtype).at[index].add(rows, mode="drop")
 
 

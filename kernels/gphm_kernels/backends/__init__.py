@@ -1,6 +1,6 @@
 """Which implementation of a primitive runs: by name, or the fastest that the platform has.
 
-Primitives: `blend_fwd`, `blend_bwd`, `rasterize_fwd`, `mlp_fwd`, `mlp_bwd`. Backends: "xla" (plain JAX: CPU, GPU,
+Primitives: those that `primitives` describes. Backends: "xla" (plain JAX: CPU, GPU,
 TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
 `jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
@@ -24,6 +24,12 @@ _REFERENCES = {
     "blend_fwd": "splat",
     "blend_bwd": "splat",
     "rasterize_fwd": "mesh",
+    "rasterize_bwd": "mesh",
+    "interpolate_fwd": "mesh",
+    "interpolate_bwd": "mesh",
+    "antialias_fwd": "silhouettes",
+    "antialias_bwd": "silhouettes",
+    "marching_tetrahedra": "dmtet",
     "mlp_fwd": "mlp",
     "mlp_bwd": "mlp",
 }

@@ -8,9 +8,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-NAMES = ("blend_fwd", "blend_bwd", "rasterize_fwd", "mlp_fwd", "mlp_bwd")
+from gphm_kernels.reference.dmtet import cube_table
+
+NAMES = (
+    "blend_fwd",
+    "blend_bwd",
+    "rasterize_fwd",
+    "rasterize_bwd",
+    "interpolate_fwd",
+    "interpolate_bwd",
+    "antialias_fwd",
+    "antialias_bwd",
+    "marching_tetrahedra",
+    "mlp_fwd",
+    "mlp_bwd",
+)
 Attribute = int | tuple[int, ...]
 Results = jax.ShapeDtypeStruct | tuple[jax.ShapeDtypeStruct, ...]
 
@@ -19,7 +34,7 @@ class Primitive(NamedTuple):
     """One use of a primitive: the FFI handler `gphm_<name>`, and the C function `gphm_c_<name>`."""
 
     name: str
-    inputs: tuple[Array, ...]  # float32, indices int32
+    inputs: tuple[Array | np.ndarray, ...]  # float32, indices int32
     results: Results
     counts: tuple[int, ...]  # for C, which sees no shapes; the attributes follow them there
     attributes: dict[str, Attribute]
@@ -91,6 +106,82 @@ def rasterize_fwd(
     )
 
 
+def rasterize_bwd(
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    raster: Float[Array, "b h w 4"],
+    d_raster: Float[Array, "b h w 4"],
+    *,
+    width: int,
+    height: int,
+) -> Primitive:
+    """The cotangent of clip_positions, through u, v and z/w of the faces that the raster names."""
+    inputs = (clip_positions, faces.astype(jnp.int32), raster, d_raster)
+    batch, vertices, _ = clip_positions.shape
+    counts = (batch, vertices, faces.shape[0])
+    return _describe(
+        "rasterize_bwd", inputs, _floats(*clip_positions.shape), counts, width=width, height=height
+    )
+
+
+def interpolate_fwd(
+    attributes: Float[Array, "b v c"], raster: Float[Array, "b h w 4"], faces: Int[Array, "f 3"]
+) -> Primitive:
+    """u A_0 + v A_1 + (1 - u - v) A_2 at each pixel; zero where no face is seen.
+
+    A vertex out of range counts as a row of zeros; a face out of range as the last.
+    """
+    image = _floats(*raster.shape[:3], attributes.shape[-1])
+    counts = _mesh_counts(attributes, attributes.shape[-1], raster, faces)
+    return _describe("interpolate_fwd", (attributes, raster, faces.astype(jnp.int32)), image, counts)
+
+
+def interpolate_bwd(
+    attributes: Float[Array, "b v c"],
+    raster: Float[Array, "b h w 4"],
+    faces: Int[Array, "f 3"],
+    d_image: Float[Array, "b h w c"],
+) -> Primitive:
+    """Cotangents of attributes and raster."""
+    inputs = (attributes, raster, faces.astype(jnp.int32), d_image)
+    results = _floats(*attributes.shape), _floats(*raster.shape)
+    return _describe("interpolate_bwd", inputs, results, _mesh_counts(attributes, attributes.shape[-1], raster, faces))
+
+
+def antialias_fwd(
+    image: Float[Array, "b h w c"],
+    raster: Float[Array, "b h w 4"],
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+) -> Primitive:
+    """The image with neighbouring pixels blended across silhouettes; see `gphm_kernels.antialias`."""
+    inputs = (image, raster, clip_positions, faces.astype(jnp.int32))
+    counts = _mesh_counts(clip_positions, image.shape[-1], image, faces)
+    return _describe("antialias_fwd", inputs, _floats(*image.shape), counts)
+
+
+def antialias_bwd(
+    image: Float[Array, "b h w c"],
+    raster: Float[Array, "b h w 4"],
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    d_result: Float[Array, "b h w c"],
+) -> Primitive:
+    """Cotangents of image and clip_positions."""
+    inputs = (image, raster, clip_positions, faces.astype(jnp.int32), d_result)
+    results = _floats(*image.shape), _floats(*clip_positions.shape)
+    counts = _mesh_counts(clip_positions, image.shape[-1], image, faces)
+    return _describe("antialias_bwd", inputs, results, counts)
+
+
+def marching_tetrahedra(sdf: Float[Array, "b x y z"], *, max_vertices: int, max_faces: int) -> Primitive:
+    """Edges, faces and counts of the zero surface; see `gphm_kernels.marching_tetrahedra`."""
+    batch = sdf.shape[0]
+    results = _integers(batch, max_vertices, 2), _integers(batch, max_faces, 3), _integers(batch, 2)
+    limits = {"max_vertices": max_vertices, "max_faces": max_faces}
+    return _describe("marching_tetrahedra", (sdf, *cube_table()), results, sdf.shape, **limits)
+
+
 def mlp_fwd(
     features: Float[Array, "i n d"],
     parameters: Float[Array, "p"],
@@ -126,8 +217,23 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+def _integers(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _mesh_counts(
+    table: Float[Array, "b v _"], channels: int, image: Float[Array, "b h w _"], faces: Int[Array, "f 3"]
+) -> tuple[int, ...]:
+    """Batch, vertices, channels, faces, width, height."""
+    return *table.shape[:2], channels, faces.shape[0], image.shape[2], image.shape[1]
+
+
 def _describe(
-    name: str, inputs: tuple[Array, ...], results: Results, counts: tuple[int, ...], **attributes: Attribute
+    name: str,
+    inputs: tuple[Array | np.ndarray, ...],
+    results: Results,
+    counts: tuple[int, ...],
+    **attributes: Attribute,
 ) -> Primitive:
     for array in inputs:
         if array.dtype not in (jnp.float32, jnp.int32):

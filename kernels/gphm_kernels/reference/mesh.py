@@ -1,4 +1,4 @@
-"""Triangle rasterization in plain JAX, without clipping (Olano and Greer 1997).
+"""Triangle rasterization, without clipping (Olano and Greer 1997), and interpolation in plain JAX.
 
 With p_i = (x_i, y_i, w_i), edges e_i = p_j x p_k (i, j, k cyclic) and a pixel's centre P = (X, Y, 1),
 
@@ -9,6 +9,7 @@ b_i are the perspective-correct barycentrics, and the pixel is inside where all 
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -26,6 +27,7 @@ from gphm_kernels.reference.tiles import (
     pixels,
     sweep,
 )
+from gphm_kernels.rows import take_rows
 from gphm_kernels.varying import promote, varying_axes
 
 BLOCK = 64  # faces tested at once
@@ -58,6 +60,59 @@ def rasterize_fwd(
     # Faces are numbered through the batch here, and within their mesh outside.
     index = jnp.where(seen, face % number + 1, 0).astype(clip_positions.dtype)
     return jnp.concatenate([coordinates, index[..., None]], -1)
+
+
+def rasterize_bwd(
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    raster: Float[Array, "b h w 4"],
+    d_raster: Float[Array, "b h w 4"],
+    *,
+    width: int,
+    height: int,
+) -> Float[Array, "b v 4"]:
+    """The cotangent of clip_positions, through u, v and z/w of the faces that the raster names."""
+    face = raster[..., 3].reshape(raster.shape[0], -1).astype(jnp.int32) - 1
+    x, y = centres(width, height, clip_positions.dtype)
+    x, y = (jnp.broadcast_to(c, (height, width)).reshape(1, -1) for c in (x[None, :], y[:, None]))
+
+    def recompute(positions: Array) -> Array:
+        return barycentrics(_seen_corners(positions, faces, face), x, y, face >= 0)
+
+    _, pullback = jax.vjp(recompute, clip_positions)
+    return pullback(d_raster[..., :3].reshape(*face.shape, 3))[0]
+
+
+def interpolate_fwd(
+    attributes: Float[Array, "b v c"], raster: Float[Array, "b h w 4"], faces: Int[Array, "f 3"]
+) -> Float[Array, "b h w c"]:
+    """u A_0 + v A_1 + (1 - u - v) A_2 at each pixel; zero where no face is seen."""
+    pixels = raster.reshape(raster.shape[0], -1, 4)
+    seen = pixels[..., 3] > 0
+    face = lax.stop_gradient(pixels[..., 3]).astype(jnp.int32) - 1
+    u, v = pixels[..., 0], pixels[..., 1]
+    weights = jnp.where(seen[..., None], jnp.stack([u, v, 1 - u - v], -1), 0)
+    corners = _seen_corners(attributes, faces, face)
+    image = jnp.einsum("bmi,bmic->bmc", weights, corners, precision=lax.Precision.HIGHEST)
+    return image.reshape(*raster.shape[:3], attributes.shape[-1])
+
+
+def interpolate_bwd(
+    attributes: Float[Array, "b v c"],
+    raster: Float[Array, "b h w 4"],
+    faces: Int[Array, "f 3"],
+    d_image: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b v c"], Float[Array, "b h w 4"]]:
+    """Cotangents of attributes and raster."""
+    _, pullback = jax.vjp(lambda table, raster: interpolate_fwd(table, raster, faces), attributes, raster)
+    return pullback(d_image)
+
+
+def _seen_corners(table: Float[Array, "b v c"], faces: Int[Array, "f 3"], face: Int[Array, "b m"]) -> Array:
+    """Rows of the three vertices of each face, [b, m, 3, c]; zeros, without gradient, where the face is negative."""
+    vertex = jnp.where((face >= 0)[..., None], faces[jnp.clip(face, 0, faces.shape[0] - 1)], -1)
+    rows = take_rows(table, vertex.reshape(vertex.shape[0], -1))
+    return rows.reshape(*vertex.shape, table.shape[-1])
 
 
 def centres(width: int, height: int, dtype: jnp.dtype) -> tuple[Float[Array, "w"], Float[Array, "h"]]:

@@ -1,12 +1,44 @@
-"""Where neighbouring pixels straddle a silhouette: the discrete part of antialiasing, without gradient."""
+"""Antialiasing in plain JAX: where neighbouring pixels straddle a silhouette, and how they blend there.
+
+The first part is discrete and has no gradient; the second is differentiable in the image and in the positions.
+"""
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gphm_kernels.reference.mesh import centres, edge_functions
+from gphm_kernels.rows import take_rows
+
+
+def antialias_fwd(
+    image: Float[Array, "b h w c"],
+    raster: Float[Array, "b h w 4"],
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+) -> Float[Array, "b h w c"]:
+    """The image with neighbouring pixels blended across silhouettes."""
+    height, width = image.shape[1:3]
+    result = image
+    for axis, pairs in crossing_pairs(lax.stop_gradient(raster), lax.stop_gradient(clip_positions), faces):
+        t = _crossing_fraction(clip_positions, faces, pairs, axis, (height, width))
+        result = result + _blend_pairs(image, t, pairs.active, pairs.first_nearer, axis)
+    return result
+
+
+def antialias_bwd(
+    image: Float[Array, "b h w c"],
+    raster: Float[Array, "b h w 4"],
+    clip_positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    d_result: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b v 4"]]:
+    """Cotangents of image and clip_positions."""
+    _, pullback = jax.vjp(lambda image, clip: antialias_fwd(image, raster, clip, faces), image, clip_positions)
+    return pullback(d_result)
 
 
 class Pairs(NamedTuple):
@@ -23,20 +55,22 @@ def crossing_pairs(
 ) -> list[tuple[int, Pairs]]:
     """The horizontal (axis 2) and vertical (axis 1) pairs of an image; an axis of one pixel has none."""
     table = positions[:, jnp.clip(faces, 0, positions.shape[1] - 1)]  # [b f 3 4]
-    silhouette = _silhouette_edges(table, positions, opposite_vertices(faces))
+    silhouette = _silhouette_edges(table, positions, opposite_vertices(faces, positions.shape[1]))
     return [(axis, _pairs(raster, table, silhouette, axis)) for axis in (2, 1) if raster.shape[axis] > 1]
 
 
-def opposite_vertices(faces: Int[Array, "f 3"]) -> Int[Array, "f 3"]:
+def opposite_vertices(faces: Int[Array, "f 3"], vertices: int) -> Int[Array, "f 3"]:
     """For edge i of each face (opposite corner i), the corner beyond it of the face on the other side.
 
-    -1 where the edge has one face or more than two, and for faces with a repeated vertex.
+    -1 where the edge has one face or more than two. Faces that are never drawn, with a repeated vertex or one out of
+    range, have no neighbours and are nobody's.
     """
     number = faces.shape[0]
     j, k = jnp.roll(faces, -1, 1).reshape(-1), jnp.roll(faces, -2, 1).reshape(-1)
     slot = jnp.arange(3 * number, dtype=jnp.int32)
     distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    padding = jnp.repeat(~distinct, 3, total_repeat_length=3 * number)
+    drawn = distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
+    padding = jnp.repeat(~drawn, 3, total_repeat_length=3 * number)
     # Padding gets keys of its own, which pair with nothing.
     low = jnp.where(padding, -1, jnp.minimum(j, k))
     high = jnp.where(padding, slot, jnp.maximum(j, k))
@@ -127,3 +161,46 @@ def pair_centres(
     near = [jnp.where(first_nearer, a, b) for a, b in zip(one, other, strict=True)]
     far = [jnp.where(first_nearer, b, a) for a, b in zip(one, other, strict=True)]
     return (near[0], near[1]), (far[0], far[1])
+
+
+def _crossing_fraction(
+    positions: Float[Array, "b v 4"],
+    faces: Int[Array, "f 3"],
+    pairs: Pairs,
+    axis: int,
+    size: tuple[int, int],
+) -> Float[Array, "b y x"]:
+    """How far along the segment from the near centre to the far one the crossed edge lies, in [0, 1]; else 1/2.
+
+    An edge function is affine along the segment: t = a(near) / (a(near) - a(far)).
+    """
+    ends = [jnp.where(pairs.active, faces[pairs.face, (pairs.edge + i) % 3], -1) for i in (1, 2)]
+    batch = positions.shape[0]
+    rows = take_rows(positions, jnp.stack(ends, -1).reshape(batch, -1))
+    rows = rows.reshape(*pairs.active.shape, 2, 4)
+    near, far = pair_centres(size[1], size[0], pairs.first_nearer, axis, positions.dtype)
+    a_near, a_far = _edge_function(rows, *near), _edge_function(rows, *far)
+    active = pairs.active & (a_near != a_far)
+    return jnp.where(active, a_near / jnp.where(active, a_near - a_far, 1), 0.5)
+
+
+def _edge_function(ends: Float[Array, "b y x 2 4"], x: Float[Array, "b y x"], y: Float[Array, "b y x"]) -> Array:
+    p, q = (ends[..., 0] - x[..., None] * ends[..., 3], ends[..., 1] - y[..., None] * ends[..., 3])
+    return p[..., 0] * q[..., 1] - q[..., 0] * p[..., 1]
+
+
+def _blend_pairs(
+    image: Float[Array, "b h w c"],
+    t: Float[Array, "b y x"],
+    active: Bool[Array, "b y x"],
+    first_nearer: Bool[Array, "b y x"],
+    axis: int,
+) -> Float[Array, "b h w c"]:
+    """What the pairs along one axis add to the image."""
+    toward_far = t > 0.5
+    amount = jnp.where(active, jnp.where(first_nearer, t - 0.5, 0.5 - t), 0)[..., None]
+    change = amount * (first_of(image, axis) - second_of(image, axis))
+    to_second = (toward_far == first_nearer)[..., None]
+    before, after = [(0, 0)] * 4, [(0, 0)] * 4
+    before[axis], after[axis] = (1, 0), (0, 1)
+    return jnp.pad(jnp.where(to_second, change, 0), before) + jnp.pad(jnp.where(to_second, 0, change), after)
