@@ -129,6 +129,12 @@ def test_crowded_scene_takes_more_groups_and_loses_nothing(blend, interpreter, m
     assert all(interpreter.launched.count(name) > 2 for name in ("blend_fwd_16", "blend_bwd_16"))
 
 
+def test_rows_beyond_int32_are_refused(blend):
+    shapes = jax.eval_shape(lambda: make_scene(1, 1, 4, 16, 16, 9000))
+    with pytest.raises(ValueError, match="9024 channels in an image 16000 wide"):
+        jax.eval_shape(functools.partial(blend[0], width=16000, height=16), *shapes)
+
+
 def test_same_bits_on_every_run(blend):
     scene = make_scene(3, 2, 50, 30, 20, 5)
     d = cotangents(4, np.zeros((2, 20, 30), bool), 5)

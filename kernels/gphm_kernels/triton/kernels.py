@@ -11,7 +11,8 @@ are float32. No atomics: every store has one owner, so that results have the sam
 Lists come from `gphm_kernels.reference.tiles`: `start[tile]` is where a tile's list starts in `splats` (which of all
 the batch's splats) and in `slots` (which row of the gradient buffers belongs to this tile and splat). Only the tiles
 from `group[0]` up to `group[1]` are visited. Pointers come first, outputs last among them, then int32 sizes:
-`launches` describes them to the launcher. `channels` is a multiple of `CHANNELS`.
+`launches` describes them to the launcher. `channels` is a multiple of `CHANNELS`, and 16 rows of an image, of `width`
+times `channels` numbers, are indexed with int32.
 """
 
 import triton
@@ -27,11 +28,14 @@ TRANSMITTANCE_MIN = tl.constexpr(1e-4)
 
 @triton.jit
 def _pixels(tile, columns, rows, width, height):
-    """Image number, column and row of each pixel of a tile, and whether it lies inside the image."""
-    inside = tl.arange(0, PIXELS)
-    x = (tile % columns) * TILE + inside % TILE
-    y = (tile // columns % rows) * TILE + inside // TILE
-    return tile // (columns * rows), x, y, (x < width) & (y < height)
+    """A tile's image number, the index of its first pixel among all images' pixels (int64), how far each of its pixels
+    is from that one, their centres x and y, and whether they lie inside the image."""
+    number, left, top = tile // (columns * rows), tile % columns * TILE, tile // columns % rows * TILE
+    column, row = tl.arange(0, PIXELS) % TILE, tl.arange(0, PIXELS) // TILE
+    corner = (number.to(tl.int64) * height + top) * width + left
+    inside = (left + column < width) & (top + row < height)
+    x, y = (left + column).to(tl.float32) + 0.5, (top + row).to(tl.float32) + 0.5
+    return number, corner, row * width + column, x, y, inside
 
 
 @triton.jit
@@ -91,8 +95,7 @@ def blend_fwd(
     tile, channel = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
         return
-    number, column, row, inside = _pixels(tile, columns, rows, width, height)
-    x, y = column.to(tl.float32) + 0.5, row.to(tl.float32) + 0.5
+    number, corner, pixel, x, y, inside = _pixels(tile, columns, rows, width, height)
     first, stop = tl.load(start + tile), tl.load(start + tile + 1)
     colour = tl.zeros((PIXELS, CHANNELS), tl.float32)
     remaining = tl.full((PIXELS,), 1.0, tl.float32)
@@ -109,10 +112,9 @@ def blend_fwd(
         colour = tl.dot(alpha * before, feature, colour, input_precision=PRECISION)
         first += BLOCK
     colour += remaining[:, None] * tl.load(background + number * channels + channel)[None, :]
-    pixel = (number.to(tl.int64) * height + row) * width + column
-    tl.store(image + pixel[:, None] * channels + channel[None, :], colour, mask=inside[:, None])
+    tl.store(image + corner * channels + pixel[:, None] * channels + channel[None, :], colour, mask=inside[:, None])
     if tl.program_id(1) == 0:
-        tl.store(alphas + pixel, 1.0 - remaining, mask=inside)
+        tl.store(alphas + corner + pixel, 1.0 - remaining, mask=inside)
 
 
 @triton.jit
@@ -151,14 +153,9 @@ def blend_bwd(
     tile = tl.program_id(0)
     if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
         return
-    number, column, row, inside = _pixels(tile, columns, rows, width, height)
-    x, y = column.to(tl.float32) + 0.5, row.to(tl.float32) + 0.5
-    pixel = (number.to(tl.int64) * height + row) * width + column
-    behind = tl.load(suffix + pixel, mask=inside, other=0.0)
-    # Moments about the tile's middle are one product with small numbers that TF32 holds exactly.
-    middle_x = (tile % columns * TILE + TILE // 2).to(tl.float32)
-    middle_y = (tile // columns % rows * TILE + TILE // 2).to(tl.float32)
-    monomials = _monomials(x - middle_x, y - middle_y)
+    _, corner, pixel, x, y, inside = _pixels(tile, columns, rows, width, height)
+    behind = tl.load(suffix + corner + pixel, mask=inside, other=0.0)
+    colours = d_image + corner * channels + pixel[:, None] * channels
     first, stop = tl.load(start + tile), tl.load(start + tile + 1)
     remaining = tl.full((PIXELS,), 1.0, tl.float32)
     ended = 1 - inside.to(tl.int32)
@@ -171,9 +168,10 @@ def blend_bwd(
         )
         weight = alpha * before
         g = tl.zeros((PIXELS, BLOCK), tl.float32)
-        for first_channel in range(0, channels, CHANNELS):
+        # One stage: loads ahead of time would fill shared memory and spill registers, for one or two turns of the loop.
+        for first_channel in tl.range(0, channels, CHANNELS, num_stages=1):
             channel = first_channel + tl.arange(0, CHANNELS)
-            d_colour = tl.load(d_image + pixel[:, None] * channels + channel[None, :], mask=inside[:, None], other=0.0)
+            d_colour = tl.load(colours + channel[None, :], mask=inside[:, None], other=0.0)
             feature = tl.load(features + splat[None, :] * channels + channel[:, None])
             feature = tl.where(valid[None, :], feature, 0.0)
             g = tl.dot(d_colour, feature, g, input_precision=PRECISION)
@@ -181,11 +179,11 @@ def blend_bwd(
         d_alpha = before * g - (behind[:, None] - tl.cumsum(passed, 1)) / (1.0 - alpha)
         behind -= tl.sum(passed, 1)
         d_log = tl.where((alpha > 0.0) & (clamped == 0), d_alpha * alpha, 0.0)
-        moments = _sum_over_pixels(d_log, monomials, PRECISION)
-        _store_geometry(d_geometry, slot, valid, moments, mean_x - middle_x, mean_y - middle_y, a, b, c, opacity)
-        for first_channel in range(0, channels, CHANNELS):
+        dx, dy = x[:, None] - mean_x[None, :], y[:, None] - mean_y[None, :]
+        _store_geometry(d_geometry, slot, valid, d_log, dx, dy, a, b, c, opacity)
+        for first_channel in tl.range(0, channels, CHANNELS, num_stages=1):
             channel = first_channel + tl.arange(0, CHANNELS)
-            d_colour = tl.load(d_image + pixel[:, None] * channels + channel[None, :], mask=inside[:, None], other=0.0)
+            d_colour = tl.load(colours + channel[None, :], mask=inside[:, None], other=0.0)
             d_feature = _sum_over_pixels(weight, d_colour, PRECISION)
             tl.store(d_features + slot[:, None] * channels + channel[None, :], d_feature, mask=valid[:, None])
         first += BLOCK
@@ -204,34 +202,16 @@ def _sum_over_pixels(left, right, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _monomials(u, v):
-    """[pixels, 16]: 1, u, v, u^2, u v, v^2, then zeros, since a product of matrices wants 16 columns."""
-    column = tl.arange(0, 16)[None, :]
-    u, v = u[:, None], v[:, None]
-    quadratic = tl.where(column == 3, u * u, tl.where(column == 4, u * v, tl.where(column == 5, v * v, 0.0)))
-    return tl.where(column == 0, 1.0, tl.where(column == 1, u, tl.where(column == 2, v, quadratic)))
-
-
-@triton.jit
-def _column(matrix, index: tl.constexpr):
-    return tl.sum(tl.where(tl.arange(0, 16)[None, :] == index, matrix, 0.0), 1)
-
-
-@triton.jit
-def _store_geometry(d_geometry, slot, valid, moments, p, q, a, b, c, opacity):
-    """Cotangents of mean, conic and opacity from the moments of d_log, moved from the tile's middle to the means."""
-    s0, su, sv = _column(moments, 0), _column(moments, 1), _column(moments, 2)
-    suu, suv, svv = _column(moments, 3), _column(moments, 4), _column(moments, 5)
-    sx, sy = su - p * s0, sv - q * s0
-    sxx, syy = suu - 2 * p * su + p * p * s0, svv - 2 * q * sv + q * q * s0
-    sxy = suv - p * sv - q * su + p * q * s0
+def _store_geometry(d_geometry, slot, valid, d_log, dx, dy, a, b, c, opacity):
+    """Cotangents of mean, conic and opacity from d_log, the cotangent of log alpha, summed over the tile's pixels."""
+    sx, sy = tl.sum(d_log * dx, 0), tl.sum(d_log * dy, 0)
     row = d_geometry + 6 * slot
     tl.store(row, a * sx + b * sy, mask=valid)
     tl.store(row + 1, b * sx + c * sy, mask=valid)
-    tl.store(row + 2, -0.5 * sxx, mask=valid)
-    tl.store(row + 3, -sxy, mask=valid)
-    tl.store(row + 4, -0.5 * syy, mask=valid)
-    tl.store(row + 5, s0 / opacity, mask=valid)
+    tl.store(row + 2, -0.5 * tl.sum(d_log * dx * dx, 0), mask=valid)
+    tl.store(row + 3, -tl.sum(d_log * dx * dy, 0), mask=valid)
+    tl.store(row + 4, -0.5 * tl.sum(d_log * dy * dy, 0), mask=valid)
+    tl.store(row + 5, tl.sum(d_log, 0) / opacity, mask=valid)
 
 
 @triton.jit

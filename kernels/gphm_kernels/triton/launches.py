@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
-CHANNEL_BLOCKS = (16, 32, 64)  # channels of one product; 16 is the least that tensor cores take
-_BLEND = {"BLOCK": 32, "PRECISION": "tf32x3"}
+# Channels of one product: 16 is the least that tensor cores take. The backward keeps more at once, and would need more
+# registers and shared memory for 64 than the smaller architectures have.
+CHANNEL_BLOCKS = {"blend_fwd": (16, 32, 64), "blend_bwd": (16, 32)}
 _SIZES = ("width", "height", "columns", "rows", "channels")
 
 
@@ -20,18 +21,20 @@ class Kernel(NamedTuple):
     num_warps: int
 
 
-def _blend(function: str, pointers: tuple[str, ...]) -> dict[str, Kernel]:
+def _blend(function: str, block: int, *pointers: str) -> dict[str, Kernel]:
+    """A blend's variants, which take blocks of `block` splats."""
+    constants = {"BLOCK": block, "PRECISION": "tf32x3"}
     return {
-        f"{function}_{channels}": Kernel(function, pointers, _SIZES, {"CHANNELS": channels, **_BLEND}, num_warps=8)
-        for channels in CHANNEL_BLOCKS
+        f"{function}_{channels}": Kernel(function, pointers, _SIZES, {"CHANNELS": channels, **constants}, num_warps=8)
+        for channels in CHANNEL_BLOCKS[function]
     }
 
 
 _FLOATS, _INTS = "*fp32", "*i32"
 KERNELS: dict[str, Kernel] = {
-    **_blend("blend_fwd", (_FLOATS,) * 5 + (_INTS,) * 3 + (_FLOATS,) * 2),
-    **_blend("blend_bwd", (_FLOATS,) * 4 + (_INTS,) * 4 + (_FLOATS,) * 4),
-    # Most splats touch a few tiles: one warp sums 8 rows at a time, or 32 programs share a processor.
+    **_blend("blend_fwd", 32, *(_FLOATS,) * 5, *(_INTS,) * 3, *(_FLOATS,) * 2),
+    **_blend("blend_bwd", 16, *(_FLOATS,) * 4, *(_INTS,) * 4, *(_FLOATS,) * 4),
+    # Most splats touch a few tiles: one warp sums 8 rows at a time, and many programs share a processor.
     "sum_rows": Kernel(
         "sum_rows", (_FLOATS, _INTS, _INTS, _FLOATS), ("columns",), {"CHANNELS": 32, "BLOCK": 8}, num_warps=1
     ),

@@ -14,9 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gphm_kernels.reference import splat as reference
-from gphm_kernels.reference.tiles import Bins, Layout, capacity, make_layout, sweep_groups
+from gphm_kernels.reference.tiles import TILE, Bins, Layout, capacity, make_layout, sweep_groups
 from gphm_kernels.triton.launches import CHANNEL_BLOCKS, KERNELS, Launch, Launcher
 from gphm_kernels.varying import promote, varying_axes
+
+MAX_ROW = 2**31 // TILE  # numbers in a row of the image: kernels index a tile's 16 rows with int32
 
 
 def blend_fwd(
@@ -39,8 +41,9 @@ def blend_fwd(
     batch, channels = background.shape
     layout = make_layout(batch, width, height)
     ordered, order = reference.arrange(layout, means2d, conics, opacities, depths, features)
-    padded, block = _pad_channels(features)
-    arrays = (means2d, conics, opacities, padded, _pad_channels(background)[0])
+    block = _channel_block("blend_fwd", channels)
+    padded = _pad_channels(features, block)
+    arrays = (means2d, conics, opacities, padded, _pad_channels(background, block))
 
     def visit(carry: tuple[Array, Array], bins: Bins, first: Array, last: Array) -> tuple[Array, Array]:
         inputs = (*arrays, order[bins.primitive[bins.slot]], bins.start, jnp.stack([first, last]))
@@ -84,8 +87,8 @@ def blend_bwd(
     remaining = 1 - alpha
     d_background = jnp.einsum("bhw,bhwc->bc", remaining, d_image, precision=lax.Precision.HIGHEST)
     suffix = jnp.sum(d_image * image, -1) - remaining * d_alpha
-    padded, block = _pad_channels(features)
-    cotangent, _ = _pad_channels(d_image)
+    block = _channel_block("blend_bwd", features.shape[-1])
+    padded, cotangent = _pad_channels(features, block), _pad_channels(d_image, block)
     slots, columns = capacity(layout, ordered.rectangles), (reference.GEOMETRY, padded.shape[-1])
     axes = varying_axes(ordered, cotangent, suffix)
 
@@ -111,14 +114,23 @@ def _sum_rows(launch: Launcher, values: Array, sums: Array, end: Array, order: A
     return _run(launch, "sum_rows", (values, end, order), (sums,), (columns,), grid)[0]
 
 
-def _pad_channels(values: Array) -> tuple[Array, int]:
-    """Zero channels up to a multiple of a kernel's block of channels, and that block: kernels mask no channels."""
-    channels = values.shape[-1]
-    block = next((size for size in CHANNEL_BLOCKS if channels <= size), CHANNEL_BLOCKS[-1])
-    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -channels % block)]), block
+def _channel_block(function: str, channels: int) -> int:
+    """The channels of one product: the least that holds them all, or the kernel's largest."""
+    blocks = CHANNEL_BLOCKS[function]
+    return next((size for size in blocks if channels <= size), blocks[-1])
+
+
+def _pad_channels(values: Array, block: int) -> Array:
+    """Zero channels up to a multiple of the block: kernels mask no channels."""
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % block)])
 
 
 def _sizes(layout: Layout, padded: Array) -> tuple[int, ...]:
+    if layout.width * padded.shape[-1] >= MAX_ROW:
+        raise ValueError(
+            f"splat: {padded.shape[-1]} channels in an image {layout.width} wide are more than {MAX_ROW} numbers a "
+            "row, which the GPU kernels cannot index: splat fewer channels at once, or choose backend='xla'"
+        )
     return layout.width, layout.height, layout.columns, layout.rows, padded.shape[-1]
 
 
