@@ -2,7 +2,7 @@
 # make test:  the same set-up with the test tools, then lint and the test suite.
 # PYTHON=/path/to/python picks the interpreter (3.11, 3.12 or 3.13); ARGS= is passed on to train.py or pytest.
 
-.PHONY: train test lint setup kernels assets same-python lock clean distclean
+.PHONY: train test lint setup kernels gpu-kernels assets same-python lock clean distclean
 .DELETE_ON_ERROR:
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -74,6 +74,11 @@ $(STAMPS)/kernels: $(KERNEL_SOURCES) $(STAMPS)/run
 	@echo "building the kernels"
 	@$(BIN)/python -m gphm_kernels.backends.build
 	@touch $@
+
+# Needs no GPU. Wheels built afterwards carry the result; nothing but a GPU's user and the wheel's packer needs it.
+gpu-kernels: $(STAMPS)/dev
+	@echo "compiling the GPU kernels"
+	@$(BIN)/python -m gphm_kernels.triton.compile
 
 # Offline, the set-up is still of use: whatever then misses an asset names it and the command that brings it.
 $(STAMPS)/assets: gphm_jax/assets.py gphm_jax/tools/assets.py $(STAMPS)/run

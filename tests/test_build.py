@@ -19,8 +19,8 @@ def tiny_sources(tmp_path, monkeypatch):
     folder.mkdir()
     for op in build._OPS:
         (folder / f"{op}.cc").write_text(f"namespace GPHM_ISA {{ int {op}() {{ return 0; }} }}\n")
-    for handlers in build._HANDLERS[1:]:
-        (folder / f"{handlers}.cc").write_text(f"int {handlers}() {{ return 0; }}\n")
+    for name in build._HANDLERS[1:]:
+        (folder / f"{name}.cc").touch()
     write_answer(folder, 1)
     monkeypatch.setattr(build, "_source_folder", lambda: folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

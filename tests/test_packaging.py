@@ -64,15 +64,23 @@ def test_every_dependency_and_asset_has_a_licence():
     assert not {package.name.lower().replace("_", "-") for package in assets.PACKAGES} - words
 
 
-def test_wheels_carry_the_kernels_and_editable_installs_do_not():
+@pytest.mark.parametrize("compiled", [True, False])
+def test_wheels_carry_the_kernels_and_editable_installs_do_not(compiled, tmp_path):
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     hook = module.KernelLibrary(str(ROOT), {}, None, None, "", "wheel")
+    gpu = hook._load("triton/binaries.py")
+    gpu.folder = lambda: tmp_path
+    if compiled:
+        gpu.write(tmp_path, [], "3.9.0")
+    load = hook._load
+    hook._load = lambda name: gpu if name == "triton/binaries.py" else load(name)
     packed = {}
     for version in ("editable", "standard"):
         hook.initialize(version, data := {"force_include": {}})
         packed[version] = set(data["force_include"].values())
     assert not packed["editable"]
-    library = packed["standard"] - {"gphm_kernels/csrc"}
-    assert len(packed["standard"]) == 2 and re.fullmatch(r"gphm_kernels/build/libgphm_kernels-\w+\.so", *library)
+    assert ("gphm_kernels/build/gpu" in packed["standard"]) == compiled
+    library = packed["standard"] - {"gphm_kernels/csrc", "gphm_kernels/build/gpu"}
+    assert len(library) == 1 and re.fullmatch(r"gphm_kernels/build/libgphm_kernels-\w+\.so", *library)

@@ -2,14 +2,15 @@
 
 Primitives: those that `primitives` describes. Backends: "xla" (plain JAX: CPU, GPU,
 TPU, float32 and float64; the reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through
-`jax.pure_callback`, on any platform), "auto" (native on CPU where its library loads, else xla).
+`jax.pure_callback`, on any platform), "triton" (NVIDIA GPUs; the blend alone, and xla for the rest), "auto" (native on
+CPU and triton on GPU where they can run, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
 What the C++ takes and gives is in `primitives`.
 """
 
 import importlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax import lax
 
 from gphm_kernels.varying import promote, varying_axes
 
-NAMES = ("auto", "xla", "native", "callback")
+NAMES = ("auto", "xla", "native", "callback", "triton")
 _REFERENCES = {
     "blend_fwd": "splat",
     "blend_bwd": "splat",
@@ -47,10 +48,7 @@ def check(backend: str, dtype: Any) -> None:
     if backend in ("auto", "xla"):
         return
     if not available(backend):
-        raise ValueError(
-            f"backend={backend!r} cannot run here: {_why(backend)}; build the native library with `make`, "
-            "or choose backend='xla'"
-        )
+        raise ValueError(f"backend={backend!r} cannot run here: {_why(backend)}; or choose backend='xla'")
     if dtype != jnp.float32:
         raise ValueError(f"backend={backend!r} computes in float32, not {jnp.dtype(dtype).name}: choose backend='xla'")
 
@@ -61,20 +59,21 @@ def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
     if backend == "xla":
         return reference
     if backend != "auto":
-        return _varying(getattr(_load(backend), primitive))
+        return _implementation(backend, primitive) or reference
     if dtype != jnp.float32:
         return reference
-    native = _load("native")
-    if native is None:
+    if _load("native") is None:
         _warn_once(_why("native"))
+    implementations = {"cpu": _implementation("native", primitive), "cuda": _implementation("triton", primitive)}
+    branches = {platform: function for platform, function in implementations.items() if function is not None}
+    if not branches:
         return reference
-    on_cpu = _varying(getattr(native, primitive))
 
     def by_platform(*arrays: Any, **options: Any) -> Any:
         return lax.platform_dependent(
             *arrays,
-            cpu=lambda *arguments: on_cpu(*arguments, **options),
             default=lambda *arguments: reference(*arguments, **options),
+            **{platform: partial(function, **options) for platform, function in branches.items()},
         )
 
     return by_platform
@@ -82,6 +81,12 @@ def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
 
 def _reference(primitive: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"gphm_kernels.reference.{_REFERENCES[primitive]}"), primitive)
+
+
+def _implementation(backend: str, primitive: str) -> Callable[..., Any] | None:
+    """A backend's function; None if the backend cannot run here or leaves the primitive to the reference."""
+    function = getattr(_load(backend), primitive, None)
+    return function and _varying(function)
 
 
 def _varying(function: Callable[..., Any]) -> Callable[..., Any]:

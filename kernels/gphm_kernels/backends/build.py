@@ -32,7 +32,7 @@ _OPS = (
     "marching_tetrahedra",
     "point_mlp",
 )
-_HANDLERS = ("cpu_handlers", "mesh_handlers")
+_HANDLERS = ("cpu_handlers", "mesh_handlers", "cuda_launch")  # the boundary: compiled once, for any machine
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # A sum may use fused multiply-adds; errno and trapping exceptions, which nothing reads, would keep square roots and
 # comparisons out of vectors. NaN and infinity keep their meaning (no -ffast-math): bad inputs are caught by them.
@@ -172,14 +172,13 @@ def _compile(
 ) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".objects-") as temporary:
         objects = pathlib.Path(temporary)
-        handlers = [objects / f"{name}.o" for name in _HANDLERS]
+        linked = [objects / f"{name}.o" for name in _HANDLERS]
         commands = [
             # The FFI headers are taken as a system's: their warnings are not this project's.
             [*compiler, *_FLAGS, "-isystem", str(jax.ffi.include_dir()),
              "-c", str(sources / f"{target.stem}.cc"), "-o", str(target)]
-            for target in handlers
+            for target in linked
         ]  # fmt: skip
-        linked = [*handlers]
         # Baseline objects come first: should two sources emit the same inline function, the linker keeps the first,
         # and that one must run on every machine.
         for isa, lanes, flags in _instruction_sets():
@@ -195,7 +194,7 @@ def _compile(
             results = list(pool.map(run, commands))
         if not any(result.returncode for result in results):
             shared = objects / library.name
-            results.append(run([*compiler, *_FLAGS, "-shared", *map(str, linked), "-o", str(shared)]))
+            results.append(run([*compiler, *_FLAGS, "-shared", *map(str, linked), "-ldl", "-o", str(shared)]))
         log.write_text("".join(f"$ {shlex.join(result.args)}\n{result.stdout}" for result in results))
         if any(result.returncode for result in results):
             raise BuildError(

@@ -43,7 +43,7 @@ BLOCK = 32  # splats blended at once: one product of matrices
 GEOMETRY = 6  # columns: mean x, mean y, conic a, b, c, opacity
 
 
-class _Splats(NamedTuple):
+class DepthOrdered(NamedTuple):
     """All splats of the batch, depth-ordered within each image, with the tiles their bounding boxes cover."""
 
     geometry: Float[Array, "m 6"]
@@ -83,7 +83,7 @@ def blend_fwd(
     if not means2d.shape[1]:
         return _empty(background, width, height)
     layout = make_layout(means2d.shape[0], width, height)
-    splats, _ = _arrange(layout, means2d, conics, opacities, depths, features)
+    splats, _ = arrange(layout, means2d, conics, opacities, depths, features)
     dtype, channels = features.dtype, features.shape[-1]
     padded = layout.tiles + chunk_size()  # a chunk may start at the last tile
 
@@ -97,7 +97,7 @@ def blend_fwd(
 
     empty = (jnp.zeros((padded, TILE * TILE, channels), dtype), jnp.ones((padded, TILE * TILE), dtype))
     carry = promote(empty, varying_axes(splats))
-    colour, remaining = sweep(layout, splats.rectangles, _touches(splats), carry, visit)
+    colour, remaining = sweep(layout, splats.rectangles, touches(splats), carry, visit)
     colour = from_tiles(layout, colour[: layout.tiles])
     remaining = from_tiles(layout, remaining[: layout.tiles, :, None])
     return colour + remaining * background[:, None, None, :], 1 - remaining[..., 0]
@@ -122,7 +122,7 @@ def blend_bwd(
     if not means2d.shape[1]:
         return means2d, conics, opacities, features, jnp.sum(d_image, (1, 2))
     layout = make_layout(means2d.shape[0], width, height)
-    splats, order = _arrange(layout, means2d, conics, opacities, depths, features)
+    splats, order = arrange(layout, means2d, conics, opacities, depths, features)
     remaining = 1 - alpha
     d_background = jnp.einsum("bhw,bhwc->bc", remaining, d_image, precision=lax.Precision.HIGHEST)
     behind = jnp.einsum("bhwc,bc->bhw", d_image, background, precision=lax.Precision.HIGHEST)
@@ -146,7 +146,7 @@ def blend_bwd(
         return total + sum_by_primitive(buffer, bins)
 
     gradient = promote(jnp.zeros((splats.geometry.shape[0], columns), features.dtype), axes)
-    gradient = sweep(layout, splats.rectangles, _touches(splats), gradient, visit, begin, end)
+    gradient = sweep(layout, splats.rectangles, touches(splats), gradient, visit, begin, end)
     gradient = jnp.zeros_like(gradient).at[order].set(gradient, unique_indices=True)
     gradient = gradient.reshape(*opacities.shape, columns)
     return gradient[..., :2], gradient[..., 2:5], gradient[..., 5], gradient[..., GEOMETRY:], d_background
@@ -158,9 +158,9 @@ def _empty(background: Array, width: int, height: int) -> tuple[Array, Array]:
     return image, jnp.zeros_like(image[..., 0])
 
 
-def _arrange(
+def arrange(
     layout: Layout, means2d: Array, conics: Array, opacities: Array, depths: Array, features: Array
-) -> tuple[_Splats, Array]:
+) -> tuple[DepthOrdered, Array]:
     """Sorts by depth within each image and bounds each splat's tiles; also returns the order, [m]."""
     batch, number = opacities.shape
     # Positive floats order as the integers with the same bits; integer keys sort faster on GPU.
@@ -170,7 +170,7 @@ def _arrange(
     geometry = jnp.concatenate([means2d, conics, opacities[..., None]], -1).reshape(-1, GEOMETRY)[order]
     image = jnp.arange(batch * number, dtype=jnp.int32) // number
     rectangles = _bounds(layout, geometry, image)
-    return _Splats(geometry, features.reshape(batch * number, -1)[order], rectangles), order
+    return DepthOrdered(geometry, features.reshape(batch * number, -1)[order], rectangles), order
 
 
 def _bounds(layout: Layout, geometry: Array, image: Array) -> Rectangles:
@@ -192,7 +192,7 @@ def _level(opacity: Array) -> Array:
     return 2 * jnp.log(jnp.maximum(opacity, ALPHA_MIN) * (1 / ALPHA_MIN)) + 1e-3
 
 
-def _touches(splats: _Splats) -> Touches:
+def touches(splats: DepthOrdered) -> Touches:
     return lambda splat, column, row: _touches_tile(splats.geometry[splat], column, row)
 
 
@@ -218,7 +218,7 @@ def _touches_tile(geometry: Array, column: Array, row: Array) -> Array:
 
 
 def _block(
-    splats: _Splats,
+    splats: DepthOrdered,
     bins: Bins,
     start: Array,
     length: Array,
@@ -267,7 +267,7 @@ def _running(combine: Callable[[Array, Array], Array], x: Float[Array, "t k p"])
     return x
 
 
-def _blend_chunk(layout: Layout, splats: _Splats, bins: Bins, tiles: Array, last: Array) -> tuple[Array, Array]:
+def _blend_chunk(layout: Layout, splats: DepthOrdered, bins: Bins, tiles: Array, last: Array) -> tuple[Array, Array]:
     """Colour without background and remaining transmittance of a chunk of tiles."""
     dtype = splats.features.dtype
     x, y = pixels(layout, tiles, dtype)
@@ -291,7 +291,7 @@ def _blend_chunk(layout: Layout, splats: _Splats, bins: Bins, tiles: Array, last
 
 
 def _differentiate_chunk(
-    layout: Layout, splats: _Splats, bins: Bins, tiles: Array, last: Array, cotangent: Array, buffer: Array
+    layout: Layout, splats: DepthOrdered, bins: Bins, tiles: Array, last: Array, cotangent: Array, buffer: Array
 ) -> Array:
     """Writes the gradient of every (tile, splat) of a chunk of tiles to its slot of the buffer."""
     dtype = splats.features.dtype

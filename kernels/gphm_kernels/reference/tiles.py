@@ -99,16 +99,9 @@ def sweep(
     With `begin` and `end`, a group works on `begin()` and is folded into the carry by `end(carry, local, bins)`.
     A chunk may reach past the group's `last` tile (exclusive); its lists are empty there.
     """
-    slots = capacity(layout, rectangles)
-    listed = _count_tiles(layout, rectangles)
-    axes = varying_axes(rectangles, carry)
     size = chunk_size()
 
-    def group(state: Any) -> Any:
-        first, total = state
-        last = _group_end(listed, first, slots)
-        bins = _bin(layout, rectangles, touches, first, last, slots)
-
+    def group(total: Any, bins: Bins, first: Array, last: Array) -> Any:
         def chunk(inner: Any) -> Any:
             tile, local = inner
             tiles = tile + jnp.arange(size, dtype=jnp.int32)
@@ -116,9 +109,28 @@ def sweep(
 
         local = total if begin is None else begin()
         _, local = lax.while_loop(lambda inner: inner[0] < last, chunk, (first, local))
-        return last, local if end is None else end(total, local, bins)
+        return local if end is None else end(total, local, bins)
 
-    first = promote(jnp.zeros((), jnp.int32), axes)
+    return sweep_groups(layout, rectangles, touches, carry, group)
+
+
+def sweep_groups(
+    layout: Layout,
+    rectangles: Rectangles,
+    touches: Touches,
+    carry: Any,
+    visit: Callable[[Any, Bins, Array, Array], Any],
+) -> Any:
+    """Bins all tiles in groups and folds `carry = visit(carry, bins, first, last)` over the groups [first, last)."""
+    slots = capacity(layout, rectangles)
+    listed = _count_tiles(layout, rectangles)
+
+    def group(state: Any) -> Any:
+        first, total = state
+        last = _group_end(listed, first, slots)
+        return last, visit(total, _bin(layout, rectangles, touches, first, last, slots), first, last)
+
+    first = promote(jnp.zeros((), jnp.int32), varying_axes(rectangles, carry))
     return lax.while_loop(lambda state: state[0] < layout.tiles, group, (first, carry))[1]
 
 

@@ -1,0 +1,55 @@
+"""What a launch of a kernel is, and every variant of every kernel that is compiled ahead of time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array
+
+# Channels of one product: 16 is the least that tensor cores take. The backward keeps more at once, and would need more
+# registers and shared memory for 64 than the smaller architectures have.
+CHANNEL_BLOCKS = {"blend_fwd": (16, 32, 64), "blend_bwd": (16, 32)}
+_SIZES = ("width", "height", "columns", "rows", "channels")
+
+
+class Kernel(NamedTuple):
+    """The parameters of a kernel as compiled: pointers, then int32 sizes; constants come last and are no parameters."""
+
+    function: str  # in `kernels`
+    pointers: tuple[str, ...]  # Triton's types
+    sizes: tuple[str, ...]
+    constants: dict[str, Any]
+    num_warps: int
+
+
+def _blend(function: str, block: int, *pointers: str) -> dict[str, Kernel]:
+    """A blend's variants, which take blocks of `block` splats."""
+    constants = {"BLOCK": block, "PRECISION": "tf32x3"}
+    return {
+        f"{function}_{channels}": Kernel(function, pointers, _SIZES, {"CHANNELS": channels, **constants}, num_warps=8)
+        for channels in CHANNEL_BLOCKS[function]
+    }
+
+
+_FLOATS, _INTS = "*fp32", "*i32"
+KERNELS: dict[str, Kernel] = {
+    **_blend("blend_fwd", 32, *(_FLOATS,) * 5, *(_INTS,) * 3, *(_FLOATS,) * 2),
+    **_blend("blend_bwd", 16, *(_FLOATS,) * 4, *(_INTS,) * 4, *(_FLOATS,) * 4),
+    # Most splats touch a few tiles: one warp sums 8 rows at a time, and many programs share a processor.
+    "sum_rows": Kernel(
+        "sum_rows", (_FLOATS, _INTS, _INTS, _FLOATS), ("columns",), {"CHANNELS": 32, "BLOCK": 8}, num_warps=1
+    ),
+}
+
+
+class Launch(NamedTuple):
+    """One launch: the kernel's pointers are the inputs, then the outputs, which are written in place."""
+
+    kernel: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]  # as they are before; what the kernel does not store to keeps its value
+    sizes: tuple[int, ...]
+    grid: tuple[int, int]
+
+
+# Runs a kernel; gives the outputs as they are afterwards.
+Launcher = Callable[[Launch], tuple[Array, ...]]

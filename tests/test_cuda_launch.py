@@ -1,0 +1,157 @@
+"""GPU kernels as files: compiled without a GPU, listed, and launched through a driver that only records."""
+
+import ctypes
+import json
+import pathlib
+import shutil
+import subprocess
+
+import jax.numpy as jnp
+import pytest
+
+from gphm_kernels import backends
+from gphm_kernels.backends import build, native, triton
+from gphm_kernels.triton import binaries, launches
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """The fake driver."""
+    path = tmp_path / "libcuda.so.1"
+    source = pathlib.Path(__file__).parent / "fake_cuda.c"
+    subprocess.run([*build._find_compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def library(tmp_path):
+    """The native library under another name: a launcher of this test's own, with no driver open."""
+    assert native.available(), native.reason()
+    return ctypes.CDLL(shutil.copy(build.build(), tmp_path / "kernels.so"))
+
+
+def number(driver, name: str) -> int:
+    return ctypes.c_int.in_dll(driver, name).value
+
+
+def add_kernel(library, capability: int, shared: int = 1024, kernel: str = "blend") -> None:
+    code = f"code for {capability}".encode()
+    arguments = kernel.encode(), b"symbol", capability, code, ctypes.c_int64(len(code)), 256, shared
+    triton._call(library.gphm_c_cuda_add, *arguments)
+
+
+def run_kernel(library, stream: int, grid=(5, 2), kernel: str = "blend") -> None:
+    pointers, sizes = (ctypes.c_void_p * 3)(0x1000, 0x2000, 0x3000), (ctypes.c_int32 * 2)(640, -480)
+    counted = pointers, 3, sizes, 2
+    sides = (ctypes.c_int64(side) for side in grid)
+    triton._call(library.gphm_c_cuda_launch, ctypes.c_void_p(stream), kernel.encode(), *counted, *sides)
+
+
+@pytest.fixture
+def opened(driver, library):
+    triton.load(library, driver._name)
+    ctypes.c_int.in_dll(driver, "fake_pointers").value = 3
+    ctypes.c_int.in_dll(driver, "fake_sizes").value = 2
+    return library
+
+
+def test_launch_passes_parameters_grid_and_stream(driver, opened):
+    assert triton.capabilities(opened) == [89, 103]
+    add_kernel(opened, 80, shared=65536)
+    run_kernel(opened, stream=101)
+    assert list((ctypes.c_uint * 7).in_dll(driver, "fake_shape")) == [5, 2, 1, 256, 1, 1, 65536]
+    assert list((ctypes.c_void_p * 3).in_dll(driver, "fake_seen_pointers")) == [0x1000, 0x2000, 0x3000]
+    assert list((ctypes.c_int32 * 2).in_dll(driver, "fake_seen_sizes")) == [640, -480]
+    assert ctypes.c_void_p.in_dll(driver, "fake_stream").value == 101
+    assert (ctypes.c_char * 64).in_dll(driver, "fake_function").value == b"symbol"
+    assert number(driver, "fake_dynamic_shared") == 65536  # more than 48 KiB has to be asked for
+    assert number(driver, "fake_pushed") == number(driver, "fake_popped") == 1
+
+
+def test_a_kernel_is_loaded_once_a_context(driver, opened):
+    add_kernel(opened, 80)
+    add_kernel(opened, 103)
+    for stream in (101, 102, 201, 101, 202):
+        run_kernel(opened, stream)
+    assert number(driver, "fake_launches") == 5 and number(driver, "fake_loads") == 2
+
+
+@pytest.mark.parametrize(
+    ("compiled", "device", "chosen"),
+    [((80, 86, 90), 89, 86), ((80, 86, 89), 86, 86), ((80, 90), 90, 90), ((90, 100), 103, None), ((89,), 86, None)],
+)
+def test_code_is_chosen_by_compute_capability(driver, opened, compiled, device, chosen):
+    ctypes.c_int.in_dll(driver, "fake_capability").value = device
+    for capability in compiled:
+        add_kernel(opened, capability)
+    if chosen is None:
+        with pytest.raises(RuntimeError, match=rf"not compiled for compute capability {device // 10}\.{device % 10}"):
+            run_kernel(opened, 101)
+        assert not number(driver, "fake_launches")
+    else:
+        run_kernel(opened, 101)
+        assert (ctypes.c_char * 64).in_dll(driver, "fake_image").value == f"code for {chosen}".encode()
+    assert number(driver, "fake_pushed") == number(driver, "fake_popped") == 1
+
+
+def test_failures_are_one_line(driver, opened):
+    with pytest.raises(RuntimeError, match="there is no kernel blend"):
+        run_kernel(opened, 101)
+    add_kernel(opened, 80)
+    with pytest.raises(RuntimeError, match="grid of 5 by 65536 is out of range"):
+        run_kernel(opened, 101, grid=(5, 65536))
+    ctypes.c_int.in_dll(driver, "fake_launch_result").value = 700
+    with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: an illegal memory access was encountered \(700\)"):
+        run_kernel(opened, 101)
+
+
+def test_an_empty_grid_launches_nothing(driver, opened):
+    run_kernel(opened, 101, grid=(0, 2))
+    assert not number(driver, "fake_launches")
+
+
+def test_without_a_driver_the_reason_is_one_line(library, tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be loaded"):
+        triton.load(library, str(tmp_path / "none.so"))
+    with pytest.raises(RuntimeError, match="driver is not open"):
+        run_kernel(library, 101)
+    with pytest.raises(RuntimeError, match="driver is not open"):
+        triton.capabilities(library)
+
+
+def test_kernels_compile_without_a_gpu(tmp_path):
+    pytest.importorskip("triton", reason="Triton has no packages for this platform")
+    from gphm_kernels.triton import compile as compiler
+
+    names = ("blend_fwd_16", "blend_bwd_16", "sum_rows")
+    compiler.compile_all([86], tmp_path / "gpu", names)
+    compiled = binaries.read(tmp_path / "gpu")
+    assert [(b.kernel, b.target) for b in compiled] == [(name, 86) for name in names]
+    for binary in compiled:
+        image = (tmp_path / "gpu" / binary.file).read_bytes()
+        assert image[:4] == b"\x7fELF" and binary.function.encode() in image
+        assert binary.threads == 32 * launches.KERNELS[binary.kernel].num_warps
+        assert 0 <= binary.shared <= binaries.TARGETS[86]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu"]  # no remains of the work
+
+    manifest = tmp_path / "gpu" / binaries.MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sources": "others"}))
+    with pytest.raises(binaries.ManifestError, match="other sources"):
+        binaries.read(tmp_path / "gpu")
+
+
+def test_missing_kernels_and_unknown_targets_say_what_to_do(tmp_path):
+    with pytest.raises(binaries.ManifestError, match=binaries.COMMAND):
+        binaries.read(tmp_path)
+    from gphm_kernels.triton import compile as compiler
+
+    with pytest.raises(compiler.CompileError, match="choose from 80, 86"):
+        compiler.compile_all([70], tmp_path / "gpu")
+
+
+def test_without_a_gpu_the_backend_says_so_in_one_line():
+    if triton.available():
+        pytest.skip("this machine has a GPU and compiled kernels")
+    with pytest.raises(ValueError, match="backend='triton' cannot run here: .+") as error:
+        backends.check("triton", jnp.float32)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,158 @@
+"""The GPU kernels in Triton's interpreter: against the portable reference, for any channels, sizes and crowding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_native import Scene, assert_same_gradients, blend_slowly, cotangents, make_scene, pile
+from triton_interpreter import Interpreter
+
+from gphm_kernels.reference import splat as reference
+from gphm_kernels.reference import tiles
+from gphm_kernels.triton import splat
+
+pytest.importorskip("triton", reason="Triton has no packages for this platform")
+portable_fwd = jax.jit(reference.blend_fwd, static_argnames=("width", "height"))
+portable_bwd = jax.jit(reference.blend_bwd, static_argnames=("width", "height"))
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    with Interpreter() as worker:
+        yield worker
+
+
+@pytest.fixture
+def blend(interpreter):
+    """Forward and backward; jitted anew for each test, since some change how tiles are grouped."""
+    names = ("width", "height")
+    return tuple(
+        jax.jit(functools.partial(function, launch=interpreter.launch), static_argnames=names)
+        for function in (splat.blend_fwd, splat.blend_bwd)
+    )
+
+
+def compare(blend, scene: Scene, width: int, height: int) -> tuple[jax.Array, jax.Array]:
+    """Asserts that both directions agree with the reference away from pixels too close to call; image and alpha."""
+    forward, backward = blend
+    _, _, close = blend_slowly(scene, width, height)
+    assert close.mean() < 0.05
+    keep = ~close
+    image, alpha = forward(*scene, width=width, height=height)
+    expected = portable_fwd(*scene, width=width, height=height)
+    np.testing.assert_allclose(image[keep], expected[0][keep], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alpha[keep], expected[1][keep], rtol=1e-5, atol=1e-6)
+    d = cotangents(2, close, scene.features.shape[-1])
+    actual = backward(*scene, *expected, *d, width=width, height=height)
+    assert_same_gradients(actual, portable_bwd(*scene, *expected, *d, width=width, height=height))
+    return image, alpha
+
+
+SIZES = [  # batch, splats, width, height, channels
+    (1, 40, 32, 32, 32),
+    (2, 30, 33, 17, 3),
+    (1, 64, 20, 40, 33),
+    (1, 20, 16, 16, 70),
+    (2, 12, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_blend_matches_reference(blend, size):
+    _, alpha = compare(blend, make_scene(1, *size), *size[2:4])
+    assert alpha.max() > 0.5
+
+
+def test_full_screen_splats_and_empty_tiles(blend):
+    scene = make_scene(21, 1, 40, 48, 32, 4)
+    means, conics, opacities = (np.array(x) for x in scene[:3])
+    conics[0, 3::13] = [1e-6, 0, 1e-6]
+    opacities[0, 3::13] = 0.3
+    scene = scene._replace(conics=jnp.asarray(conics), opacities=jnp.asarray(opacities))
+    _, alpha = compare(blend, scene, 48, 32)
+    assert alpha.min() > 0.5
+    means[0] = means[0] % 14 + 1  # all within the first tile, none wide
+    conics[0] = [4, 0, 4]
+    scene = scene._replace(means2d=jnp.asarray(means), conics=jnp.asarray(conics))
+    _, alpha = compare(blend, scene, 48, 32)
+    assert alpha[0, :16, :16].max() > 0.5 and not np.any(alpha[0, :, 20:])
+
+
+def test_nothing_drawn_leaves_the_background(blend):
+    scene = make_scene(5, 2, 8, 20, 18, 3)._replace(opacities=jnp.zeros((2, 8)))
+    image, alpha = blend[0](*scene, width=20, height=18)
+    np.testing.assert_array_equal(image, np.broadcast_to(scene.background[:, None, None], image.shape))
+    assert not np.any(alpha)
+    d = jnp.ones((2, 18, 20, 3)), jnp.ones((2, 18, 20))
+    *gradients, d_background = blend[1](*scene, image, alpha, *d, width=20, height=18)
+    assert not any(np.any(gradient) for gradient in gradients)
+    np.testing.assert_array_equal(d_background, np.full((2, 3), 360))
+
+
+def test_splat_that_would_end_the_pixel_is_not_added(blend):
+    scene = pile([0.95, 0.95, 0.95, 0.95, 0.5])  # transmittance 0.05, 2.5e-3, 1.25e-4, then 6e-6: not added
+    image, alpha = blend[0](*scene, width=20, height=3)
+    np.testing.assert_allclose(alpha, 1 - 1.25e-4, rtol=1e-6)
+    d = jnp.ones((1, 3, 20, 1)), jnp.zeros((1, 3, 20))
+    d_features = blend[1](*scene, image, alpha, *d, width=20, height=3)[3]
+    np.testing.assert_allclose(d_features[0, :, 0], 60 * np.array([0.95, 0.0475, 0.002375, 0, 0]), rtol=1e-5)
+
+
+def test_opaque_stack_ends_in_a_later_block(blend):
+    scene = pile([0.2] * 70)  # 41 splats bring the transmittance to 1.06e-4: the tile ends in its second or third block
+    image, alpha = blend[0](*scene, width=16, height=16)
+    np.testing.assert_allclose(alpha, 1 - 0.8**41, rtol=1e-5)
+    d = jnp.ones((1, 16, 16, 1)), jnp.zeros((1, 16, 16))
+    d_features = blend[1](*scene, image, alpha, *d, width=16, height=16)[3][0, :, 0]
+    np.testing.assert_allclose(d_features[:41], 256 * 0.2 * 0.8 ** np.arange(41), rtol=1e-4)
+    assert not np.any(d_features[41:])
+
+
+def test_clamped_alpha_has_no_geometry_gradient(blend):
+    scene = pile([1.0])
+    image, alpha = blend[0](*scene, width=2, height=2)
+    d = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 2, 2))
+    gradients = blend[1](*scene, image, alpha, *d, width=2, height=2)
+    assert not any(np.any(gradient) for gradient in gradients[:3])
+    np.testing.assert_allclose(gradients[3], 4 * 0.99, rtol=1e-6)
+
+
+def test_crowded_scene_takes_more_groups_and_loses_nothing(blend, interpreter, monkeypatch):
+    scene = make_scene(7, 2, 24, 40, 33, 3)
+    monkeypatch.setattr(tiles, "SLOTS_PER_PRIMITIVE", 0)
+    monkeypatch.setattr(tiles, "SPARE_SLOTS", 0)  # now the buffer holds as many slots as one image has splats
+    interpreter.launched.clear()
+    _, alpha = compare(blend, scene, 40, 33)
+    assert alpha.max() > 0.5
+    assert all(interpreter.launched.count(name) > 2 for name in ("blend_fwd_16", "blend_bwd_16"))
+
+
+def test_rows_beyond_int32_are_refused(blend):
+    shapes = jax.eval_shape(lambda: make_scene(1, 1, 4, 16, 16, 9000))
+    with pytest.raises(ValueError, match="9024 channels in an image 16000 wide"):
+        jax.eval_shape(functools.partial(blend[0], width=16000, height=16), *shapes)
+
+
+def test_same_bits_on_every_run(blend):
+    scene = make_scene(3, 2, 50, 30, 20, 5)
+    d = cotangents(4, np.zeros((2, 20, 30), bool), 5)
+    size = {"width": 30, "height": 20}
+    runs = []
+    for _ in range(2):
+        image, alpha = blend[0](*scene, **size)
+        runs.append((image, alpha, *blend[1](*scene, image, alpha, *d, **size)))
+    assert np.abs(runs[0][2]).max() > 0
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_features_that_no_list_names_are_not_blended(blend):
+    """Lanes beyond a list's end read splat 0, whose feature may be anything."""
+    scene = make_scene(9, 1, 21, 32, 16, 3)
+    scene = scene._replace(means2d=scene.means2d.at[0, 0].set(1e3), opacities=scene.opacities.at[0, 0].set(0.5))
+    hurt = scene._replace(features=scene.features.at[0, 0].set(jnp.nan))
+    expected, alpha = blend[0](*scene, width=32, height=16)
+    assert alpha.max() > 0.3
+    np.testing.assert_array_equal(blend[0](*hurt, width=32, height=16)[0], expected)
