@@ -67,9 +67,9 @@ def fit_person(
     settings.check_crops(prior_settings.data.image_size)
     use_fused_points(prior, settings.backend)
     footage = open_fit_footage(input_path, settings, prior_settings)
+    count = len(footage.training[0].frame.landmarks)
     for name, step in (("identity", settings.identity), ("finetune", settings.finetune)):
-        count = len(footage.training[0].frame.landmarks)
-        check_eyes(step.losses.eye_gain, count, key=f"config.{name}.losses.eye_gain")
+        check_eyes(step.losses.eye_gain, count, name=f"config.{name}.losses.eye_gain")
     if is_done(out, settings, prior_path, input_path):
         logging.info("done already: %s and %s", out / "avatar", out / "report.html")
         return

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     for name, stage in stages.items():
         check_batch(devices, stage.identities, key=f"config.{name}.identities")
         gain, count = stage.losses.eye_gain, footage.dataset.landmark_count
-        check_eyes(gain, count, key=f"config.{name}.losses.eye_gain")
+        check_eyes(gain, count, name=f"config.{name}.losses.eye_gain")
     asks = any(stage.losses.perceptual for stage in stages.values())
     nets = ("vgg", "alex") if footage.held_out else ("vgg",) if asks else ()
     with RunLog(path) as log:

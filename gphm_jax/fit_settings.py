@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from gphm_jax.optim import Rates, Schedule
-from gphm_jax.settings import BACKENDS, LogSettings, check_choices, check_crop, check_least, require
+from gphm_jax.settings import (
+    BACKENDS,
+    LogSettings,
+    check_choices,
+    check_crop,
+    check_gains,
+    check_least,
+    require,
+)
 from gphm_jax.step import LossWeights
 
 
@@ -93,7 +101,7 @@ class FitSettings:
     name: str = "fit"
     preset: str = "paper"
     seed: int = 0
-    backend: str = "auto"  # kernels: auto, native, xla, callback
+    backend: str = "auto"  # kernels: one of settings.BACKENDS
     subject: str = ""  # which identity of the input; empty: it has one
     view: str = ""  # which camera to fit; empty: the first
     held_out_fraction: float = (
@@ -111,6 +119,8 @@ class FitSettings:
         """Raises `InputError`, with the key's name, for a value that a fit would not survive."""
         check_least(self, _LEAST)
         check_choices(self, {"backend": BACKENDS})
+        check_gains(self.identity.losses, "identity.losses")
+        check_gains(self.finetune.losses, "finetune.losses")
         fraction = self.held_out_fraction
         require(0.0 <= fraction < 1.0, "held_out_fraction", fraction, "it must lie in [0, 1), 1 not included")
         for field in dataclasses.fields(self.finetune.limits):
@@ -132,13 +142,9 @@ _LEAST = {
     "identity.steps": 1,
     "identity.frames": 1,
     "identity.schedule.warmup_steps": 0,
-    "identity.losses.face_gain": 0,
-    "identity.losses.eye_gain": 0,
     "finetune.steps": 1,
     "finetune.frames": 1,
     "finetune.schedule.warmup_steps": 0,
-    "finetune.losses.face_gain": 0,
-    "finetune.losses.eye_gain": 0,
     "finetune.trust_pixels": 0,
     "few_images.fewest_steps": 1,
     "evaluation.training_frames": 1,

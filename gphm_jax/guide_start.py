@@ -81,13 +81,13 @@ def initialize_codes(
         def loss(params: Any) -> tuple[jax.Array, StartErrors]:
             model = nnx.merge(graphdef, params, others)
             predicted = model.posed_landmarks(batch)
-            landmarks = jnp.mean(landmark_distance(predicted, batch.landmarks, eye_gain=eye_gain))
+            weighted = jnp.mean(landmark_distance(predicted, batch.landmarks, eye_gain=eye_gain))
             motion = _motion_error(model, batch, rest, spots, below[rows])
-            plain = jnp.mean(landmark_distance(predicted, batch.landmarks))
-            errors = StartErrors(landmarks=jnp.sqrt(plain), motion=jnp.sqrt(motion))
+            landmarks = jnp.mean(landmark_distance(predicted, batch.landmarks))
+            errors = StartErrors(landmarks=jnp.sqrt(landmarks), motion=jnp.sqrt(motion))
             # 100: a distance of 0.01 counts like an SDF that is off by as much. The trunk moves some ten times
             # as far as a mouth, and would be all that is learnt.
-            return 100.0 * landmarks + 10.0 * motion + sdf_error(model, surface_key), errors
+            return 100.0 * weighted + 10.0 * motion + sdf_error(model, surface_key), errors
 
         (_, errors), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradient, state, params)

@@ -10,8 +10,10 @@ from gphm_jax.errors import InputError
 from gphm_jax.geometry import axis_angle_to_matrix, to_pixels
 from gphm_jax.types import Camera, Pose
 
-# Of the 68 landmarks of iBUG 300-W.
+# The person's right and left eye among the 68 landmarks of iBUG 300-W, and among the 66 of Multiview-3DMM-Fitting,
+# which leaves out mouth corners alone (48 and 54).
 _RIGHT_EYE, _LEFT_EYE, _EYES = slice(36, 42), slice(42, 48), slice(36, 48)
+_WITH_EYES = (66, 68)
 
 
 def photometric(
@@ -33,12 +35,10 @@ def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> F
     return jnp.where(empty, 0.0, 1.0 - intersection / jnp.where(empty, 1.0, union))
 
 
-def check_eyes(eye_gain: float, count: int, *, key: str = "losses.eye_gain") -> None:
-    """Raises `InputError`, with the setting's name, where eyes are to be weighed in a set of landmarks without them."""
-    if eye_gain != 1.0 and count != 68:
-        raise InputError(
-            f"{key}={eye_gain}: it weighs the eyes of 68 landmarks (iBUG 300-W); the dataset has {count}: set it to 1"
-        )
+def check_eyes(eye_gain: float, count: int, *, name: str = "eye_gain") -> None:
+    """Raises `InputError`, with the argument's name, where eyes are to be weighed in an unknown set of landmarks."""
+    if eye_gain != 1.0 and count not in _WITH_EYES:
+        raise InputError(f"{name}={eye_gain}: it weighs eyes among 66 or 68 landmarks, these are {count}: set it to 1")
 
 
 def landmark_distance(
@@ -46,11 +46,11 @@ def landmark_distance(
 ) -> Float[Array, "*b"]:
     """Mean squared distance of deformed, posed landmarks to the fitted ones, world space (eq. 15).
 
-    The squares of the eyes' landmarks count `eye_gain` times; 1 is the paper's.
+    The squares of the eyes' landmarks count `eye_gain` times, and the mean grows by it; 1 is the paper's.
     """
+    check_eyes(eye_gain, predicted.shape[-2])
     squared = jnp.sum((predicted - fitted) ** 2, axis=-1)
     if eye_gain != 1.0:
-        check_eyes(eye_gain, predicted.shape[-2])
         squared = squared.at[..., _EYES].multiply(eye_gain)
     return jnp.mean(squared, axis=-1)
 
@@ -87,20 +87,22 @@ def face_weight(
     gain: float,
     eye_gain: float = 1.0,
 ) -> Float[Array, "*b h w"]:
-    """1, and `gain` inside the box of the projected landmarks, where the face is seen; eyes `eye_gain` times that.
+    """1, and `gain` inside the box of the projected landmarks grown by a tenth; in the eyes' boxes `gain * eye_gain`.
 
-    The face covers a few per cent of a picture of the whole head, and the eyes a few per cent of the face; without
-    this the loss hardly sees a mouth, and a blink not at all. No gradient reaches the boxes.
+    1 everywhere in a view from which the face looks away by more than 78 degrees. The face covers a few per cent of a
+    picture of the whole head, and the eyes a few per cent of the face; without this the loss hardly sees a mouth,
+    and a blink not at all. No gradient reaches the boxes.
     """
     landmarks, camera, pose = jax.lax.stop_gradient((landmarks, camera, pose))
+    check_eyes(eye_gain, landmarks.shape[-2])
     pixels = to_pixels(landmarks, camera)
     extent = jnp.ptp(pixels, axis=-2)
     weight = jnp.where(_around(pixels, 0.1 * extent, height=height, width=width), gain, 1.0)
     if eye_gain != 1.0:
-        check_eyes(eye_gain, landmarks.shape[-2])
         for eye in (pixels[..., _RIGHT_EYE, :], pixels[..., _LEFT_EYE, :]):
-            # By its width: a closed eye's box has hardly a height, and the lid that must change lies above.
-            margin = 0.3 * jnp.ptp(eye[..., :1], axis=-2)
+            # By its longer side: a closed eye's box has hardly a height, and the lid that must change, with its
+            # lashes, lies above and below.
+            margin = 0.3 * jnp.max(jnp.ptp(eye, axis=-2), axis=-1, keepdims=True)
             weight = jnp.where(_around(eye, margin, height=height, width=width), gain * eye_gain, weight)
     forward = axis_angle_to_matrix(pose.rotation)[..., :, 2]  # the face's direction in the world
     center = -jnp.einsum(

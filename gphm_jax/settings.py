@@ -17,7 +17,7 @@ from gphm_jax.nets import NetworkConfig
 from gphm_jax.optim import Rates, Schedule
 from gphm_jax.step import LossWeights
 
-BACKENDS = ("auto", "native", "xla", "callback")  # of the kernels (gphm_kernels.backends.NAMES)
+BACKENDS = ("auto", "native", "xla", "callback", "triton")  # of the kernels (gphm_kernels.backends.NAMES)
 SMALLEST_IMAGE = 32  # pixels a side that every figure can be taken of; LPIPS with AlexNet asks for 31
 SMALLEST_CROP = 16  # that LPIPS with VGG16 can compare
 
@@ -68,7 +68,7 @@ class StartSettings:
 
     sdf: str = "ellipsoid"  # f_mean's first surface: "ellipsoid" around the landmarks, or "hull" of the masks
     sdf_steps: int = 400
-    code_steps: int = 0  # off landmarks and head poses alone, at stage 1's rates; 0: none, as in the paper
+    code_steps: int = 0  # off landmarks and head poses alone, at stage 1's rates and eye_gain; 0: none, as in the paper
     code_identities: int = 4  # i of such a batch
     code_frames: int = 2  # f
     gaussians: str = "guide"  # "guide": the mean mesh; "ellipsoid": the ablation of the transfer
@@ -98,7 +98,7 @@ class Settings:
     preset: str = "paper"
     seed: int = 0
     fsdp: int = 1  # devices that share one copy of the weights
-    backend: str = "auto"  # kernels: auto, native, xla, callback
+    backend: str = "auto"  # kernels: one of BACKENDS
     gaussian_stage: bool = True  # False: stage 1 alone
     data: DataSettings = DataSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
@@ -148,6 +148,7 @@ class Settings:
             rule = f"it must be a multiple of {unit} (4 times networks.refine_patch times {name}.downscale)"
         require(size % unit == 0, "data.image_size", size, rule)
         check_crop(stage.losses, size, f"{name}.losses")
+        check_gains(stage.losses, f"{name}.losses")
 
 
 # The least value of each key; those of a stage are without the stage's name.
@@ -196,8 +197,6 @@ _STAGE_LEAST = {
     "downscale": 1,
     "downscale_steps": 0,
     "schedule.warmup_steps": 0,
-    "losses.face_gain": 0,
-    "losses.eye_gain": 0,
 }
 _CHOICES = {"backend": BACKENDS, "start.sdf": ("ellipsoid", "hull"), "start.gaussians": ("guide", "ellipsoid")}
 
@@ -229,6 +228,13 @@ def check_crop(losses: LossWeights, image_size: int, where: str) -> None:
     if losses.perceptual:
         crop, rule = losses.perceptual_crop, f"it must lie between {SMALLEST_CROP} and {image_size} (the image size)"
         require(SMALLEST_CROP <= crop <= image_size, f"{where}.perceptual_crop", crop, rule)
+
+
+def check_gains(losses: LossWeights, where: str) -> None:
+    """Pixels that weigh nothing, all together, would be a division by zero."""
+    for name in ("face_gain", "eye_gain"):
+        gain = getattr(losses, name)
+        require(0.0 < gain < math.inf, f"{where}.{name}", gain, "it must be positive and finite")
 
 
 def _value(settings: Any, key: str) -> Any:

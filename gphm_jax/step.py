@@ -41,7 +41,7 @@ class LossWeights:
     perceptual: float = 0.1
     perceptual_crop: int = 128  # pixels a side, of the pictures compared
     face_gain: float = 1.0  # photometric weight inside the face box; 1 is the paper's
-    eye_gain: float = 1.0  # weight of the eyes' landmarks, and of their pixels beside the face's; 1 is the paper's
+    eye_gain: float = 1.0  # weight of the eyes' landmarks; their pixels weigh face_gain * eye_gain; 1 is the paper's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def test_a_crop_larger_than_the_head_models_pictures_is_named(program, prior_dir
 
 def test_eyes_of_other_landmark_sets_are_named_before_any_work(program, prior_dir, footage_dir, tmp_path):
     finetune = dataclasses.replace(tiny().finetune, losses=FitWeights(perceptual=0.0, eye_gain=3.0))
-    with pytest.raises(InputError, match=r"config.finetune.losses.eye_gain=3.0: .* has 5: set it to 1"):
+    with pytest.raises(InputError, match=r"config.finetune.losses.eye_gain=3.0: .* are 5: set it to 1"):
         program.fit_person(tiny(finetune=finetune), prior_dir, footage_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

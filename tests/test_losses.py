@@ -72,11 +72,13 @@ def test_landmarks_of_the_eyes_count_eye_gain_times():
     for point, expected in ((35, 1.0), (36, 4.0), (47, 4.0), (48, 1.0)):
         b = a.at[0, point, 1].set(1.0)
         np.testing.assert_allclose(losses.landmark_distance(a, b, eye_gain=4.0), [expected / 68], rtol=1e-6)
+    fewer = losses.landmark_distance(a[:, :66], b[:, :66], eye_gain=4.0)  # mouth corners left out
+    np.testing.assert_allclose(fewer, [1 / 66], rtol=1e-6)
 
 
 def test_eyes_of_other_landmark_sets_are_an_error():
     a = jnp.zeros((1, 51, 3))
-    with pytest.raises(InputError, match=r"eye_gain=4.0: .*has 51: set it to 1"):
+    with pytest.raises(InputError, match=r"eye_gain=4.0: .* are 51: set it to 1"):
         losses.landmark_distance(a, a, eye_gain=4.0)
 
 
@@ -106,17 +108,30 @@ def test_face_weight_marks_the_box_from_the_front_only():
     np.testing.assert_array_equal(behind, 1.0)
 
 
-def test_face_weight_marks_the_eyes_by_their_width():
+def _face_with_closed_eyes() -> jnp.ndarray:
     landmarks = jnp.zeros((1, 68, 3)).at[0, :2, :2].set(jnp.array([[-0.5, -0.5], [0.5, 0.5]]))
     for eye, x in ((slice(36, 42), -0.25), (slice(42, 48), 0.25)):  # closed: a line of 4 pixels at row 27
         corners = jnp.stack([jnp.linspace(x - 0.1, x + 0.1, 6), jnp.full(6, 0.25), jnp.zeros(6)], axis=-1)
         landmarks = landmarks.at[0, eye].set(corners)
-    weight = losses.face_weight(landmarks, _camera(1.0), _at_rest(), height=64, width=64, gain=5.0, eye_gain=3.0)[0]
+    return landmarks
+
+
+def _weight(landmarks: jnp.ndarray, side: float = 1.0) -> jnp.ndarray:
+    gains = {"gain": 5.0, "eye_gain": 3.0}
+    return losses.face_weight(landmarks, _camera(side), _at_rest(), height=64, width=64, **gains)[0]
+
+
+def test_face_weight_marks_the_eyes_by_their_width():
+    landmarks = _face_with_closed_eyes()
     expected = np.ones((64, 64), np.float32)
     expected[20:44, 20:44] = 5.0
-    # Columns 25 to 29 and 35 to 39 grown by 0.3 of 4 pixels: centres from 24 to 29 and 34 to 39.
+    # From 25 to 29 and 35 to 39 along x, grown by 0.3 of 4 pixels: pixels 24 to 29 and 34 to 39.
     expected[26:28, 24:30] = expected[26:28, 34:40] = 15.0
-    np.testing.assert_array_equal(weight, expected)
+    np.testing.assert_array_equal(_weight(landmarks), expected)
+    # A head that lies on its side: -y of the world is down the picture.
+    rolled = jnp.stack([-landmarks[..., 1], -landmarks[..., 0], landmarks[..., 2]], axis=-1)
+    np.testing.assert_array_equal(_weight(rolled), expected.T)
+    np.testing.assert_array_equal(_weight(landmarks, side=-1.0), 1.0)
 
 
 def test_crop_takes_each_corner():

@@ -12,6 +12,8 @@ from gphm_jax.fit_settings import FitSettings
 from gphm_jax.settings import BACKENDS, Settings, from_mapping, read_flag
 from gphm_kernels import backends
 
+GAINS = (0.0, -1.0, float("nan"), float("inf"))  # no weight of pixels
+
 
 @pytest.mark.parametrize("module", [gaussian, mesh])
 @pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
@@ -90,6 +92,7 @@ NAN = float("nan")
     ("key", "value"),
     [
         *[(f"{s}.{k}", 0) for s in ("stage1", "stage2") for k in ("steps", "identities", "frames", "views")],
+        *[(f"{s}.losses.{k}", x) for s in ("stage1", "stage2") for k in ("face_gain", "eye_gain") for x in GAINS],
         ("stage2.downscale", 0),
         ("stage2.downscale_steps", -1),
         ("stage1.schedule.warmup_steps", -1),
@@ -140,6 +143,7 @@ def test_values_that_no_run_survives_are_named(key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        *[(f"{s}.losses.{k}", x) for s in ("identity", "finetune") for k in ("face_gain", "eye_gain") for x in GAINS],
         ("identity.steps", 0),
         ("identity.frames", 0),
         ("finetune.steps", 0),

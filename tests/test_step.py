@@ -1,12 +1,19 @@
-"""A step's own work on its batch: smaller pictures under cameras that fit them."""
+"""A step's own work: smaller pictures under cameras that fit them, and gains that reach its losses."""
 
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gphm_jax import step
 from gphm_jax.errors import InputError
 from gphm_jax.geometry import to_pixels
 from gphm_jax.step import downscaled
-from tests.tiny_models import batch
+from gphm_jax.types import Render
+from tests.tiny_models import batch, gaussian_model, guide_model
 
 
 def test_downscaled_pictures_fit_their_cameras():
@@ -23,3 +30,34 @@ def test_downscaled_pictures_fit_their_cameras():
 def test_downscale_must_divide():
     with pytest.raises(InputError, match="downscale=3"):
         downscaled(batch(), 3)
+
+
+def test_gains_reach_both_stages_losses(monkeypatch):
+    """The eyes' gain weighs their pixels and their landmarks, the face's the pixels of its box."""
+    data = batch(views=2)
+    spread = jax.random.uniform(jax.random.key(0), (2, 2, 68, 3), minval=-0.3, maxval=0.3)
+    data = dataclasses.replace(data, landmarks=spread)
+    features = jax.random.uniform(jax.random.key(1), (*data.image.shape[:-1], 32))
+    picture = Render(features=features, alpha=data.mask, fine=features[..., :3])
+    off = jnp.zeros((2, 2, 68, 3)).at[..., 40, :].set(0.1)  # one landmark, of an eye
+    output = SimpleNamespace(
+        landmarks=spread + off, displacement=jnp.zeros((2, 2)), vertex_count=jnp.ones(()), overflow=jnp.zeros(())
+    )
+    stages = {
+        "render_guide": (step.guide_losses, guide_model(sdf_steps=1)),
+        "render_gaussians": (step.gaussian_losses, gaussian_model()),
+    }
+    for name, (terms, model) in stages.items():
+        monkeypatch.setattr(step, name, lambda *_: (picture, output))
+
+        def weighed(terms=terms, model=model, **gains):
+            weights = step.LossWeights(perceptual=0.0, **gains)
+            found = terms(model, data, None, jax.random.key(0), step.StepContext(weights=weights))
+            return {key: float(jnp.mean(found[key])) for key in ("fine", "coarse", "landmarks")}
+
+        plain, face, eyes = weighed(), weighed(face_gain=4.0), weighed(eye_gain=5.0)
+        np.testing.assert_allclose(plain["landmarks"], 0.03 / 68, rtol=1e-4)
+        np.testing.assert_allclose(eyes["landmarks"], 5 * plain["landmarks"], rtol=1e-4)
+        assert face["landmarks"] == plain["landmarks"]
+        for key in ("fine", "coarse"):
+            assert len({plain[key], face[key], eyes[key]}) == 3, (name, key)

@@ -9,6 +9,7 @@ import pytest
 from test_native import Scene, assert_same_gradients, blend_slowly, cotangents, make_scene, pile
 from triton_interpreter import Interpreter
 
+from gphm_kernels.backends import triton
 from gphm_kernels.reference import splat as reference
 from gphm_kernels.reference import tiles
 from gphm_kernels.triton import splat
@@ -133,6 +134,22 @@ def test_rows_beyond_int32_are_refused(blend):
     shapes = jax.eval_shape(lambda: make_scene(1, 1, 4, 16, 16, 9000))
     with pytest.raises(ValueError, match="9024 channels in an image 16000 wide"):
         jax.eval_shape(functools.partial(blend[0], width=16000, height=16), *shapes)
+
+
+def test_cuda_programs_launch_the_kernels_in_place():
+    """What JAX makes for a GPU, without one: calls of the launcher that write to their last operands."""
+    scene = make_scene(1, 1, 40, 32, 32, 32)
+    image, alpha = jnp.zeros((1, 32, 32, 32)), jnp.zeros((1, 32, 32))
+    for function, arrays, kernels in (
+        (triton.blend_fwd, scene, {"blend_fwd_32": 1}),
+        (triton.blend_bwd, (*scene, image, alpha, image, alpha), {"blend_bwd_32": 1, "sum_rows": 2}),
+    ):
+        traced = jax.jit(functools.partial(function, width=32, height=32)).trace(*arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        calls = [line for line in text.splitlines() if "@gphm_cuda_launch" in line]
+        for kernel, number in kernels.items():
+            found = [line for line in calls if f'kernel = "{kernel}"' in line]
+            assert len(found) == number and all("output_operand_alias" in line for line in found), kernel
 
 
 def test_same_bits_on_every_run(blend):

@@ -41,6 +41,9 @@ def reason() -> str:
         return str(error)
     if not found:
         return "the NVIDIA driver finds no GPU"
+    for capability in found:
+        if not any(binaries.runs_on(binary.target, capability) for binary in compiled):
+            return f"no GPU kernels are compiled for compute capability {capability // 10}.{capability % 10}"
     try:
         add(library, compiled)
         handler = jax.ffi.pycapsule(getattr(library, _TARGET))

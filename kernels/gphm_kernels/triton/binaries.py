@@ -33,6 +33,11 @@ class Binary(NamedTuple):
     sizes: int
 
 
+def runs_on(target: int, capability: int) -> bool:
+    """Whether code for one compute capability runs on another; as cuda_launch.cc chooses."""
+    return target == capability or (target // 10 == 8 == capability // 10 and target < capability)
+
+
 class ManifestError(RuntimeError):
     """The compiled kernels are missing or unfit; the message is one line."""
 
