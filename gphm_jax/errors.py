@@ -51,6 +51,10 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
 
 def _first_line(error: BaseException) -> str:
     """What went wrong, in one line: the `InputError` that a config file raised, else the error's own first line."""
+    # A config's unknown key is a KeyError, or an AttributeError around one, whose text is a quoted representation.
+    inner = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    if isinstance(inner, KeyError) and inner.args:
+        return "no setting " + ": ".join(str(inner.args[0]).splitlines())
     lines = (str(error).strip() or type(error).__name__).splitlines()
     # The flag parser reports a config file's error as the text of its traceback.
     named = [line.split("InputError: ", 1)[1] for line in lines if "InputError: " in line]

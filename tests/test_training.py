@@ -91,7 +91,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(runs):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config=configs/gaussian.py:tiny", "--config.stage2.stepz=3"], "steps"),
+        (["--config=configs/gaussian.py:tiny", "--config.stage2.stepz=3"], '\'stepz\': Did you mean "steps"'),
         (["--config=configs/gaussian.py:tiny", "--config.data.path=/nowhere/at/all"], "/nowhere/at/all"),
         ([], "no config"),
     ],
