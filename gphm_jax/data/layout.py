@@ -106,7 +106,8 @@ def open_dataset(path: str | Path, *, workers: int = 1) -> Dataset:
 def _index(root: Path, workers: int) -> Dataset:
     if not root.is_dir():
         raise InputError(
-            f"no dataset at {root}: give a folder written by `python -m gphm_jax.tools.synthesize --out=DIR`"
+            f"no dataset at {root}: give a folder in the layout that README shows, or one written by "
+            "`python -m gphm_jax.tools.synthesize --out=DIR`"
         )
     metadata = files.read_metadata(root)
     folders = [root.resolve()] if (root / "images").is_dir() else _identity_folders(root, metadata)
