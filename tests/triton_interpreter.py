@@ -59,7 +59,7 @@ def _interpret(
     sizes: Sequence[int],
     grid: tuple[int, ...],
 ) -> list[np.ndarray]:
-    """Runs one launch; programs out of order, since kernels must not depend on it."""
+    """Runs one launch."""
     from gphm_kernels.triton import kernels, launches
 
     kernel = launches.KERNELS[name]

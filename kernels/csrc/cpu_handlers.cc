@@ -155,30 +155,21 @@ ffi::Error mlp_bwd_handler(ffi::ThreadPool pool, ffi::Span<const int64_t> sizes,
 }  // namespace
 }  // namespace gphm
 
-#define GPHM_MLP_BINDING                                                                                        \
-  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<ffi::Span<const int64_t>>("sizes") GPHM_COMMON_ATTRIBUTES        \
-      .Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>()
-#define GPHM_BLEND_ARGUMENTS                                                                         \
-  .Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>().Arg<gphm::Floats>() \
-      .Arg<gphm::Floats>()
+#define GPHM_MLP_BINDING                                                                                 \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<ffi::Span<const int64_t>>("sizes") GPHM_COMMON_ATTRIBUTES \
+      GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS
+#define GPHM_BLEND_BINDING \
+  GPHM_IMAGE_BINDING GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS
 
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_blend_fwd, gphm::blend_fwd_handler,
-                              GPHM_IMAGE_BINDING GPHM_BLEND_ARGUMENTS.Ret<gphm::Floats>().Ret<gphm::Floats>());
+                              GPHM_BLEND_BINDING GPHM_FLOATS_OUT GPHM_FLOATS_OUT);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_blend_bwd, gphm::blend_bwd_handler,
-                              GPHM_IMAGE_BINDING GPHM_BLEND_ARGUMENTS.Arg<gphm::Floats>()
-                                  .Arg<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_fwd, gphm::mlp_fwd_handler, GPHM_MLP_BINDING.Ret<gphm::Floats>());
+                              GPHM_BLEND_BINDING GPHM_FLOATS GPHM_FLOATS GPHM_FLOATS_OUT GPHM_FLOATS_OUT GPHM_FLOATS_OUT
+                                  GPHM_FLOATS_OUT GPHM_FLOATS_OUT);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_fwd, gphm::mlp_fwd_handler, GPHM_MLP_BINDING GPHM_FLOATS_OUT);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_mlp_bwd, gphm::mlp_bwd_handler,
-                              GPHM_MLP_BINDING.Arg<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>()
-                                  .Ret<gphm::Floats>());
+                              GPHM_MLP_BINDING GPHM_FLOATS GPHM_FLOATS_OUT GPHM_FLOATS_OUT GPHM_FLOATS_OUT);
 #pragma GCC visibility pop
 
 // The best instruction set of this machine, numbered as above.

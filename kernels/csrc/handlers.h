@@ -161,6 +161,10 @@ inline int32_t report(const std::string& problem, char* message, int64_t room) {
 }  // namespace gphm
 
 #define GPHM_COMMON_ATTRIBUTES .Attr<int32_t>("num_threads").Attr<int32_t>("isa")
+#define GPHM_FLOATS .Arg<gphm::Floats>()
+#define GPHM_INTS .Arg<gphm::Ints>()
+#define GPHM_FLOATS_OUT .Ret<gphm::Floats>()
+#define GPHM_INTS_OUT .Ret<gphm::Ints>()
 #define GPHM_IMAGE_BINDING \
   ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int32_t>("width").Attr<int32_t>("height") GPHM_COMMON_ATTRIBUTES
 

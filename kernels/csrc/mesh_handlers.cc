@@ -94,13 +94,10 @@ std::string run_marching_tetrahedra(const TetrahedraInputs& in, const Tetrahedra
 
 std::string rasterize_shapes(const Floats& positions, const Ints& faces, int64_t width, int64_t height,
                              RasterizeInputs* in) {
-  if (positions.dimensions().size() != 3 || faces.dimensions().size() != 2) {
-    return "rasterize: clip_positions must be [b, v, 4] and faces [f, 3]";
-  }
+  const std::string expected = "rasterize: clip_positions must be [b, v, 4] and faces [f, 3]";
+  if (positions.dimensions().size() != 3 || faces.dimensions().size() != 2) return expected;
   const int64_t b = positions.dimensions()[0], v = positions.dimensions()[1], f = faces.dimensions()[0];
-  if (!has_shape(positions, {b, v, 4}) || !has_shape(faces, {f, 3})) {
-    return "rasterize: clip_positions must be [b, v, 4] and faces [f, 3]";
-  }
+  if (!has_shape(positions, {b, v, 4}) || !has_shape(faces, {f, 3})) return expected;
   *in = RasterizeInputs{b, v, f, width, height, positions.typed_data(), faces.typed_data()};
   return "";
 }
@@ -239,10 +236,6 @@ ffi::Error marching_tetrahedra_handler(ffi::ThreadPool pool, int32_t max_vertice
 }  // namespace gphm
 
 #define GPHM_BINDING ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() GPHM_COMMON_ATTRIBUTES
-#define GPHM_FLOATS .Arg<gphm::Floats>()
-#define GPHM_INTS .Arg<gphm::Ints>()
-#define GPHM_FLOATS_OUT .Ret<gphm::Floats>()
-#define GPHM_INTS_OUT .Ret<gphm::Ints>()
 
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(gphm_rasterize_fwd, gphm::rasterize_fwd_handler,

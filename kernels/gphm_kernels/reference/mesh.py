@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gphm_kernels.reference.tiles import (
     TILE,
@@ -149,6 +149,12 @@ def barycentrics(
     return jnp.where(seen[..., None], result, 0)
 
 
+def drawable(faces: Int[Array, "f 3"], vertices: int) -> Bool[Array, "f"]:
+    """Whether a face has three different vertices, all of them in range; others are padding and are skipped."""
+    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    return distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
+
+
 def _corners(clip_positions: Array, faces: Array) -> Float[Array, "b f 3 4"]:
     return clip_positions[:, jnp.clip(faces, 0, clip_positions.shape[1] - 1)]
 
@@ -157,8 +163,6 @@ def _bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rect
     """Tiles that a face may reach; none for faces that are degenerate, not finite or outside the view volume."""
     batch, number = corners.shape[:2]
     position, w = corners[..., :3], corners[..., 3:]
-    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    usable = distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
     finite = jnp.all(jnp.abs(corners) < MAX_POSITION, (-2, -1))
     outside = jnp.any(jnp.all(position > w, -2) | jnp.all(position < -w, -2), -1)
     before = jnp.all(w > 0, (-2, -1))
@@ -170,7 +174,7 @@ def _bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rect
     x = (low[..., 0] + 1) * (layout.width / 2) - slack, (high[..., 0] + 1) * (layout.width / 2) + slack
     y = (1 - high[..., 1]) * (layout.height / 2) - slack, (1 - low[..., 1]) * (layout.height / 2) + slack
     image = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, number))
-    drawn = usable[None] & finite & ~outside
+    drawn = drawable(faces, vertices)[None] & finite & ~outside
     return bound(
         layout, (x[0].ravel(), x[1].ravel()), (y[0].ravel(), y[1].ravel()), image.ravel(), drawn.ravel()
     )

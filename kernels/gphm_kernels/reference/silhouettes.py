@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from gphm_kernels.reference.mesh import centres, edge_functions
+from gphm_kernels.reference.mesh import centres, drawable, edge_functions
 from gphm_kernels.rows import take_rows
 
 
@@ -62,15 +62,12 @@ def crossing_pairs(
 def opposite_vertices(faces: Int[Array, "f 3"], vertices: int) -> Int[Array, "f 3"]:
     """For edge i of each face (opposite corner i), the corner beyond it of the face on the other side.
 
-    -1 where the edge has one face or more than two. Faces that are never drawn, with a repeated vertex or one out of
-    range, have no neighbours and are nobody's.
+    -1 where the edge has one face or more than two. Faces that are not `drawable` have no neighbours and are nobody's.
     """
     number = faces.shape[0]
     j, k = jnp.roll(faces, -1, 1).reshape(-1), jnp.roll(faces, -2, 1).reshape(-1)
     slot = jnp.arange(3 * number, dtype=jnp.int32)
-    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    drawn = distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
-    padding = jnp.repeat(~drawn, 3, total_repeat_length=3 * number)
+    padding = jnp.repeat(~drawable(faces, vertices), 3, total_repeat_length=3 * number)
     # Padding gets keys of its own, which pair with nothing.
     low = jnp.where(padding, -1, jnp.minimum(j, k))
     high = jnp.where(padding, slot, jnp.maximum(j, k))

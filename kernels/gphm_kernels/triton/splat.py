@@ -7,8 +7,6 @@ over groups asks the host, which reads one flag a group (one group is the rule).
 none, and would either drop splats of crowded scenes or sort an empty buffer many times in all others.
 """
 
-
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
