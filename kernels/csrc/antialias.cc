@@ -43,10 +43,7 @@ void find_neighbours(const AntialiasInputs& in, Parallel& parallel, Array<int32_
   lists.fill(in.faces, in.vertices, parallel, [&](int64_t first, int64_t last, const auto& add) {
     for (int64_t face = first; face < last; ++face) {
       const int32_t* v = indices + 3 * face;
-      const bool distinct = v[0] != v[1] && v[1] != v[2] && v[2] != v[0];
-      if (!distinct || !is_vertex(v[0], in.vertices) || !is_vertex(v[1], in.vertices) || !is_vertex(v[2], in.vertices)) {
-        continue;
-      }
+      if (!is_drawable(v, in.vertices)) continue;
       for (int i = 0; i < 3; ++i) {
         const int32_t j = v[(i + 1) % 3], k = v[(i + 2) % 3];
         add(j < k ? j : k, HalfEdge{j < k ? k : j, static_cast<int32_t>(3 * face + i)});

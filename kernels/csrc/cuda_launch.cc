@@ -12,14 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "boundary.h"
 
 namespace gphm {
 namespace {
-
-#define GPHM_EXPORT extern "C" __attribute__((visibility("default")))
 
 // The part of the driver's interface that is used, with the values of its constants. Handles are opaque pointers.
 constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;
@@ -225,13 +221,6 @@ ffi::Error launch_handler(void* stream, std::string_view kernel, ffi::Span<const
                   grid[1]);
   });
   return problem.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kInternal, problem);
-}
-
-// Copies a message for the caller; returns 0 on success, 1 otherwise.
-int32_t report(const std::string& problem, char* message, int64_t room) {
-  if (problem.empty()) return 0;
-  if (room > 0) message[problem.copy(message, static_cast<size_t>(room - 1))] = '\0';
-  return 1;
 }
 
 }  // namespace

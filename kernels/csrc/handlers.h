@@ -12,12 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "boundary.h"
 #include "cpu_ops.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
-
-#define GPHM_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace gphm {
 
@@ -147,15 +143,6 @@ bool has_shape(const B& buffer, std::initializer_list<int64_t> shape) {
     if (dims[axis++] != size) return false;
   }
   return true;
-}
-
-// --- C ---
-
-// Copies a message for the caller; returns 0 on success, 1 otherwise.
-inline int32_t report(const std::string& problem, char* message, int64_t room) {
-  if (problem.empty()) return 0;
-  if (room > 0) message[problem.copy(message, static_cast<size_t>(room - 1))] = '\0';
-  return 1;
 }
 
 }  // namespace gphm

@@ -27,6 +27,14 @@ static inline int32_t seen_face(float index, int64_t faces) {
 
 static inline bool is_vertex(int32_t index, int64_t vertices) { return index >= 0 && index < vertices; }
 
+// Whether a face has three different vertices, all of them in range; others are padding and are skipped.
+static inline bool is_drawable(const int32_t* corner, int64_t vertices) {
+  for (int i = 0; i < 3; ++i) {
+    if (!is_vertex(corner[i], vertices) || corner[i] == corner[(i + 1) % 3]) return false;
+  }
+  return true;
+}
+
 // Values by key, those of equal keys in the order of their items: a counting sort. The lists are the same for any
 // number of threads.
 template <typename Value>

@@ -83,9 +83,9 @@ Rectangle bound(const float* const (&p)[3], int64_t width, int64_t height) {
 // are not finite cover none.
 Rectangle set_up(const RasterizeInputs& in, const float* positions, const int32_t* corner, Face* face) {
   constexpr Rectangle kNothing{1, 0, 1, 0};
+  if (!is_drawable(corner, in.vertices)) return kNothing;
   const float* p[3];
   for (int i = 0; i < 3; ++i) {
-    if (!is_vertex(corner[i], in.vertices) || corner[i] == corner[(i + 1) % 3]) return kNothing;
     p[i] = positions + int64_t{4} * corner[i];
     for (int axis = 0; axis < 4; ++axis) {
       if (!(std::fabs(p[i][axis]) < 1e18f)) return kNothing;  // products of three stay finite; NaN fails
