@@ -1,7 +1,7 @@
 """The primitives of the native library, each described once: what the C++ takes and gives, whoever calls it.
 
-One batch dimension, float32. `gphm_kernels.backends.native` and `gphm_kernels.backends.callback` make functions of
-these: the same arguments, and the primitive's results instead of its description.
+One batch dimension, float32. `native`, `callback` and `nvdiffrast` in `gphm_kernels.backends` make functions of these:
+the same arguments, and the primitive's results instead of its description.
 """
 
 from typing import NamedTuple
