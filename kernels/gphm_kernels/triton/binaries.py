@@ -45,8 +45,9 @@ class ManifestError(RuntimeError):
 def fingerprint() -> str:
     """A hash of the sources that decide what the compiled kernels do and how they are called."""
     digest = hashlib.sha256()
-    for name in ("kernels.py", "launches.py"):
-        digest.update((_PACKAGE / "triton" / name).read_bytes())
+    sources = _PACKAGE / "triton"
+    for path in (*sorted((sources / "kernels").glob("*.py")), sources / "launches.py"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -56,10 +56,8 @@ def _compile(name: str, target: int, folder: pathlib.Path) -> tuple[binaries.Bin
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gphm_kernels.triton import kernels
-
     kernel = KERNELS[name]
-    function = getattr(kernels, kernel.function)
+    function = kernel.load()
     source = ASTSource(
         function, signature=_signature(kernel, function.arg_names), constexprs=kernel.constants, attrs=_aligned(kernel)
     )

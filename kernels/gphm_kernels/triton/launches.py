@@ -1,9 +1,12 @@
 """What a launch of a kernel is, and every variant of every kernel that is compiled ahead of time."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxtyping import Array
+
+from gphm_kernels.varying import promote, varying_axes
 
 # Channels of one product: 16 is the least that tensor cores take. The backward keeps more at once, and would need more
 # registers and shared memory for 64 than the smaller architectures have.
@@ -14,18 +17,25 @@ _SIZES = ("width", "height", "columns", "rows", "channels")
 class Kernel(NamedTuple):
     """The parameters of a kernel as compiled: pointers, then int32 sizes; constants come last and are no parameters."""
 
-    function: str  # in `kernels`
+    module: str  # of `kernels`
+    function: str
     pointers: tuple[str, ...]  # Triton's types
     sizes: tuple[str, ...]
     constants: dict[str, Any]
     num_warps: int
+
+    def load(self) -> Any:
+        """The kernel in Triton's language; imports Triton."""
+        return getattr(importlib.import_module(f"gphm_kernels.triton.kernels.{self.module}"), self.function)
 
 
 def _blend(function: str, block: int, *pointers: str) -> dict[str, Kernel]:
     """A blend's variants, which take blocks of `block` splats."""
     constants = {"BLOCK": block, "PRECISION": "tf32x3"}
     return {
-        f"{function}_{channels}": Kernel(function, pointers, _SIZES, {"CHANNELS": channels, **constants}, num_warps=8)
+        f"{function}_{channels}": Kernel(
+            "splat", function, pointers, _SIZES, {"CHANNELS": channels, **constants}, num_warps=8
+        )
         for channels in CHANNEL_BLOCKS[function]
     }
 
@@ -36,7 +46,21 @@ KERNELS: dict[str, Kernel] = {
     **_blend("blend_bwd", 16, *(_FLOATS,) * 4, *(_INTS,) * 4, *(_FLOATS,) * 4),
     # Most splats touch a few tiles: one warp sums 8 rows at a time, and many programs share a processor.
     "sum_rows": Kernel(
-        "sum_rows", (_FLOATS, _INTS, _INTS, _FLOATS), ("columns",), {"CHANNELS": 32, "BLOCK": 8}, num_warps=1
+        "splat",
+        "sum_rows",
+        (_FLOATS, _INTS, _INTS, _FLOATS),
+        ("columns",),
+        {"CHANNELS": 32, "BLOCK": 8},
+        num_warps=1,
+    ),
+    # A face a thread in each warp; up to sm_90 the registers suffice for two programs a processor.
+    "rasterize_fwd": Kernel(
+        "mesh",
+        "rasterize_fwd",
+        (_FLOATS, _INTS, _INTS, _FLOATS),
+        ("width", "height", "columns", "rows", "faces"),
+        {"BLOCK": 32},
+        num_warps=8,
     ),
 }
 
@@ -53,3 +77,16 @@ class Launch(NamedTuple):
 
 # Runs a kernel; gives the outputs as they are afterwards.
 Launcher = Callable[[Launch], tuple[Array, ...]]
+
+
+def run(
+    launch: Launcher,
+    kernel: str,
+    inputs: tuple[Array, ...],
+    outputs: tuple[Array, ...],
+    sizes: tuple[int, ...],
+    grid: tuple[int, int],
+) -> tuple[Array, ...]:
+    """Runs a kernel; the outputs as they are afterwards, typed as varying over devices like what went in."""
+    # The results of foreign code vary over the devices of a `shard_map` as its inputs do: a loop's carry must say so.
+    return promote(launch(Launch(kernel, inputs, outputs, sizes, grid)), varying_axes(inputs, outputs))
