@@ -1,14 +1,16 @@
 """The GPU rasterizer in Triton's interpreter: against the portable reference, at edges and ties, for any crowding."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_native_mesh import make_mesh, make_surface
+from test_native_mesh import make_calls, make_mesh, make_surface
 from triton_interpreter import Interpreter
 
+from gphm_kernels import backends
 from gphm_kernels.backends import triton
 from gphm_kernels.reference import mesh as reference
 from gphm_kernels.reference import tiles
@@ -176,3 +178,15 @@ def test_cuda_programs_launch_the_kernel_in_place():
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = [line for line in text.splitlines() if "@gphm_cuda_launch" in line]
     assert len(calls) == 1 and 'kernel = "rasterize_fwd"' in calls[0] and "output_operand_alias" in calls[0]
+
+
+def test_what_the_gpu_leaves_to_xla_adds_no_floats_in_any_order():
+    """A scatter of floats on a GPU has other bits on every run; sums of rows are sorted instead."""
+    sorts = 0
+    for name, (arrays, options) in make_calls(make_mesh(14), WIDTH, HEIGHT, 3).items():
+        function = functools.partial(backends.dispatch(name, "xla", jnp.float32), **options)
+        text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+        scatters = re.findall(r'"stablehlo.scatter".*?-> ([^\n]*)', text, re.DOTALL)
+        assert all("f32" not in result for result in scatters), name
+        sorts += text.count('"stablehlo.sort"')
+    assert sorts >= 3

@@ -65,7 +65,7 @@ def _interpret(
     kernel = launches.KERNELS[name]
     results = [np.array(x) for x in outputs]
     pointers = [Tensor(np.ascontiguousarray(x)) for x in inputs] + [Tensor(x) for x in results]
-    types = {"*fp32": "float32", "*i32": "int32"}
+    types = {"*fp32": "float32", "*i32": "int32", "*i8": "int8"}
     assert [types[t] for t in kernel.pointers] == [p.dtype for p in pointers], name
     assert len(sizes) == len(kernel.sizes), name
     kernel.load()[grid](*pointers, *sizes, **kernel.constants)

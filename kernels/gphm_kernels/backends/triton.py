@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gphm_kernels.backends import native
-from gphm_kernels.triton import binaries, mesh, splat
+from gphm_kernels.triton import binaries, dmtet, mesh, splat
 from gphm_kernels.triton.launches import Launch
 
 _DRIVER = "libcuda.so.1"
@@ -99,3 +99,4 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
 blend_fwd = functools.partial(splat.blend_fwd, launch=launch)
 blend_bwd = functools.partial(splat.blend_bwd, launch=launch)
 rasterize_fwd = functools.partial(mesh.rasterize_fwd, launch=launch)
+marching_tetrahedra = functools.partial(dmtet.marching_tetrahedra, launch=launch)

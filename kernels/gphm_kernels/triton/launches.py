@@ -12,6 +12,7 @@ from gphm_kernels.varying import promote, varying_axes
 # registers and shared memory for 64 than the smaller architectures have.
 CHANNEL_BLOCKS = {"blend_fwd": (16, 32, 64), "blend_bwd": (16, 32)}
 _SIZES = ("width", "height", "columns", "rows", "channels")
+_GRID, _LIMITS = ("size_x", "size_y", "size_z"), ("max_vertices", "max_faces")
 
 
 class Kernel(NamedTuple):
@@ -40,7 +41,11 @@ def _blend(function: str, block: int, *pointers: str) -> dict[str, Kernel]:
     }
 
 
-_FLOATS, _INTS = "*fp32", "*i32"
+def _tetrahedra(function: str, block: int, sizes: tuple[str, ...], *pointers: str) -> dict[str, Kernel]:
+    return {function: Kernel("dmtet", function, pointers, (*_GRID, *sizes), {"BLOCK": block}, num_warps=4)}
+
+
+_FLOATS, _INTS, _BYTES = "*fp32", "*i32", "*i8"
 KERNELS: dict[str, Kernel] = {
     **_blend("blend_fwd", 32, *(_FLOATS,) * 5, *(_INTS,) * 3, *(_FLOATS,) * 2),
     **_blend("blend_bwd", 16, *(_FLOATS,) * 4, *(_INTS,) * 4, *(_FLOATS,) * 4),
@@ -62,6 +67,10 @@ KERNELS: dict[str, Kernel] = {
         {"BLOCK": 32},
         num_warps=8,
     ),
+    # The blocks of the first two are the same: one counts what the other ranks.
+    **_tetrahedra("tetrahedra_count", 512, (), _FLOATS, _INTS, _INTS),
+    **_tetrahedra("tetrahedra_place", 512, _LIMITS, _FLOATS, *(_INTS,) * 5, _BYTES),
+    **_tetrahedra("tetrahedra_connect", 256, _LIMITS, *(_INTS,) * 4, _BYTES, _INTS),
 }
 
 
