@@ -2,8 +2,8 @@
 
 Primitives: those that `primitives` describes. Backends: "xla" (plain JAX: CPU, GPU, TPU, float32 and float64; the
 reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through `jax.pure_callback`, on any
-platform), "triton" (NVIDIA GPUs; blending, rasterizing and marching tetrahedra, and xla for the rest), "auto" (native on
-CPU and triton on GPU where they can run, else xla).
+platform), "triton" (NVIDIA GPUs; blending, rasterizing and marching tetrahedra, and xla for the rest), "auto" (native
+on CPU and triton on GPU where they can run, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
 What the C++ takes and gives is in `primitives`.
 """
