@@ -1,17 +1,21 @@
 """GPU kernels as files: compiled without a GPU, listed, and launched through a driver that only records."""
 
 import ctypes
+import functools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from gphm_kernels import backends
-from gphm_kernels.backends import build, native, triton
+from gphm_kernels import backends, marching_tetrahedra
+from gphm_kernels.backends import build, native, notices, triton
 from gphm_kernels.triton import binaries, launches
 
 
@@ -189,10 +193,53 @@ def test_missing_kernels_and_unknown_targets_say_what_to_do(tmp_path):
         compiler.compile_all([70], tmp_path / "gpu")
 
 
-def test_a_backend_that_cannot_run_says_so_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(binaries, "folder", lambda: tmp_path)  # on a machine with a GPU, too: nothing is compiled there
+@pytest.fixture
+def nothing_compiled(monkeypatch, tmp_path):
+    """No GPU kernels, on a machine with a GPU, too; and nothing remembered from earlier calls."""
+    monkeypatch.setattr(binaries, "folder", lambda: tmp_path)
     for module, name in ((triton, "reason"), (backends, "_load")):
-        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)  # not what an earlier call remembers
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+    notices.warn_once.cache_clear()
+
+
+def test_a_backend_that_cannot_run_says_so_in_one_line(nothing_compiled):
     with pytest.raises(ValueError, match=f"backend='triton' cannot run here: .*{binaries.COMMAND}") as error:
         backends.check("triton", jnp.float32)
     assert "\n" not in str(error.value)
+
+
+def test_auto_without_compiled_kernels_warns_once_and_on_cuda_alone(nothing_compiled, caplog):
+    sdf = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64)), jnp.float32)
+
+    def lower(platform: str, backend: str, resolution: tuple[int, int, int]) -> str:
+        def extract(sdf):
+            return marching_tetrahedra(sdf, resolution, 50, 90, backend=backend)
+
+        caplog.clear()
+        jax.jit(extract).trace(sdf).lower(lowering_platforms=(platform,))
+        return caplog.text
+
+    assert not lower("cuda", "xla", (3, 3, 3)) and not lower("cpu", "auto", (3, 3, 3))
+    text = lower("cuda", "auto", (3, 3, 3))
+    assert text.count("\n") == 1 and "WARNING" in text and binaries.COMMAND in text and "wheels" in text
+    assert not lower("cuda", "auto", (7, 1, 3))
+
+
+def test_only_what_would_be_a_kernel_carries_the_warning(nothing_compiled):
+    def program(name: str, *arrays, **options) -> str:
+        return str(jax.make_jaxpr(functools.partial(backends.dispatch(name, "auto", jnp.float32), **options))(*arrays))
+
+    assert "gphm_notice" in program("marching_tetrahedra", jnp.zeros((1, 2, 2, 2)), max_vertices=9, max_faces=9)
+    mesh = jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]])
+    assert "gphm_notice" in program("rasterize_fwd", *mesh, width=4, height=4)
+    assert "gphm_notice" not in program("antialias_fwd", jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 4)), *mesh)
+
+
+def test_carrying_a_warning_changes_nothing():
+    affine = notices.on_cuda(lambda x, y, *, factor: factor * x + y, "slow")
+    x, y = jnp.arange(3.0), jnp.ones(3)
+    mesh = jax.make_mesh((3,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
+    divided = functools.partial(jax.shard_map, mesh=mesh, **specs)
+    for transform in (lambda function: function, jax.jit, jax.vmap, divided):
+        np.testing.assert_array_equal(transform(functools.partial(affine, factor=2))(x, y), [1, 3, 5])

@@ -75,7 +75,10 @@ def read(source: pathlib.Path) -> list[Binary]:
     try:
         content = json.loads((source / MANIFEST).read_text())
     except FileNotFoundError:
-        raise ManifestError(f"no compiled GPU kernels are in {source}; `{COMMAND}` makes them") from None
+        raise ManifestError(
+            f"no compiled GPU kernels are in {source}; `{COMMAND}` in a checkout makes them, and wheels built after it "
+            "carry them"
+        ) from None
     if content["sources"] != fingerprint():
         raise ManifestError(f"the GPU kernels in {source} were compiled from other sources; run `{COMMAND}` again")
     return [Binary(**entry) for entry in content["kernels"]]
