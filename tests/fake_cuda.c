@@ -5,7 +5,7 @@
 #define CALLED __attribute__((visibility("default")))
 
 int fake_pointers, fake_sizes;  // how many parameters of each kind the next launch has
-int fake_launch_result;
+int fake_launch_result, fake_load_result;
 int fake_loads, fake_launches, fake_pushed, fake_popped, fake_dynamic_shared;
 int fake_capability[2] = {89, 103};
 unsigned fake_shape[7];
@@ -31,7 +31,7 @@ CALLED int cuModuleLoadData(void** module, const void* image) {
   strncpy(fake_image, image, sizeof fake_image - 1);
   *module = fake_image;
   ++fake_loads;
-  return 0;
+  return fake_load_result;
 }
 CALLED int cuModuleGetFunction(void** function, void* module, const char* name) {
   strncpy(fake_function, name, sizeof fake_function - 1);
@@ -55,6 +55,8 @@ CALLED int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz,
   return extra || function != fake_function ? 1 : fake_launch_result;
 }
 CALLED int cuGetErrorString(int code, const char** text) {
-  *text = code == 700 ? "an illegal memory access was encountered" : 0;
+  *text = code == 700   ? "an illegal memory access was encountered"
+          : code == 222 ? "the provided PTX was compiled with an unsupported toolchain."
+                        : 0;
   return 0;
 }

@@ -81,9 +81,9 @@ def test_without_a_compiler_one_warning_and_the_portable_backend(tmp_path):
 import jax.numpy as jnp
 from gphm_kernels import backends
 from gphm_kernels.backends import native
-from gphm_kernels.reference import splat
+from gphm_kernels.reference import mesh
 for _ in range(2):
-    assert backends.dispatch("blend_fwd", "auto", jnp.float32) is splat.blend_fwd
+    assert backends.dispatch("interpolate_fwd", "auto", jnp.float32) is mesh.interpolate_fwd
 assert not native.available()
 """
     environment = {

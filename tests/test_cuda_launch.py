@@ -1,16 +1,21 @@
 """GPU kernels as files: compiled without a GPU, listed, and launched through a driver that only records."""
 
 import ctypes
+import functools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from gphm_kernels import backends
-from gphm_kernels.backends import build, native, triton
+from gphm_kernels import backends, marching_tetrahedra
+from gphm_kernels.backends import build, native, notices, triton
 from gphm_kernels.triton import binaries, launches
 
 
@@ -34,9 +39,9 @@ def number(driver, name: str) -> int:
     return ctypes.c_int.in_dll(driver, name).value
 
 
-def add_kernel(library, capability: int, shared: int = 1024, kernel: str = "blend") -> None:
-    code = f"code for {capability}".encode()
-    arguments = kernel.encode(), b"symbol", capability, code, ctypes.c_int64(len(code)), 256, shared
+def add_kernel(library, capability: int, shared: int = 1024, kernel: str = "blend", ptx: bool = False) -> None:
+    code = f"{'PTX' if ptx else 'code'} for {capability}".encode()
+    arguments = kernel.encode(), b"symbol", capability, ptx, code, ctypes.c_int64(len(code)), 256, shared
     triton._call(library.gphm_c_cuda_add, *arguments)
 
 
@@ -77,21 +82,36 @@ def test_a_kernel_is_loaded_once_a_context(driver, opened):
 
 
 @pytest.mark.parametrize(
-    ("compiled", "device", "chosen"),
-    [((80, 86, 90), 89, 86), ((80, 86, 89), 86, 86), ((80, 90), 90, 90), ((90, 100), 103, None), ((89,), 86, None)],
+    ("compiled", "ptx", "device", "chosen"),
+    [
+        ((80, 86, 90), (), 89, "code for 86"),
+        ((80, 86, 89), (), 86, "code for 86"),
+        ((80, 90), (), 90, "code for 90"),
+        ((90, 100), (), 103, None),
+        ((89,), (), 86, None),
+        ((90, 100), (80, 89), 103, "PTX for 89"),
+        ((90, 100), (80, 89), 86, "PTX for 80"),
+        ((80, 100), (89,), 89, "code for 80"),  # compiled ahead, even if for an earlier one
+        ((100,), (89,), 100, "code for 100"),
+        ((90,), (89,), 80, None),
+    ],
 )
-def test_code_is_chosen_by_compute_capability(driver, opened, compiled, device, chosen):
+def test_code_is_chosen_by_compute_capability(driver, opened, compiled, ptx, device, chosen):
     ctypes.c_int.in_dll(driver, "fake_capability").value = device
+    for capability in ptx:
+        add_kernel(opened, capability, ptx=True)
     for capability in compiled:
         add_kernel(opened, capability)
-    assert any(binaries.runs_on(target, device) for target in compiled) == (chosen is not None)
+    fits = [binaries.runs_on(target, device, ptx=False) for target in compiled]
+    fits += [binaries.runs_on(target, device, ptx=True) for target in ptx]
+    assert any(fits) == (chosen is not None)
     if chosen is None:
         with pytest.raises(RuntimeError, match=rf"not compiled for compute capability {device // 10}\.{device % 10}"):
             run_kernel(opened, 101)
         assert not number(driver, "fake_launches")
     else:
         run_kernel(opened, 101)
-        assert (ctypes.c_char * 64).in_dll(driver, "fake_image").value == f"code for {chosen}".encode()
+        assert (ctypes.c_char * 64).in_dll(driver, "fake_image").value == chosen.encode()  # and a zero ends it
     assert number(driver, "fake_pushed") == number(driver, "fake_popped") == 1
 
 
@@ -104,6 +124,14 @@ def test_failures_are_one_line(driver, opened):
     ctypes.c_int.in_dll(driver, "fake_launch_result").value = 700
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel failed: an illegal memory access was encountered \(700\)"):
         run_kernel(opened, 101)
+
+
+def test_a_driver_too_old_for_the_ptx_says_so_in_one_line(driver, opened):
+    add_kernel(opened, 80, ptx=True)
+    ctypes.c_int.in_dll(driver, "fake_load_result").value = 222
+    with pytest.raises(RuntimeError, match="compilation of blend for compute capability 8.9 failed: .*PTX") as error:
+        run_kernel(opened, 101)
+    assert "update the NVIDIA driver, or use backend='xla'" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_empty_grid_launches_nothing(driver, opened):
@@ -120,19 +148,34 @@ def test_without_a_driver_the_reason_is_one_line(library, tmp_path):
         triton.capabilities(library)
 
 
+def assemble(source: pathlib.Path, target: str) -> None:
+    """What the driver of a later GPU does with PTX."""
+    from triton import knobs
+
+    arguments = "--gpu-name", target, str(source), "--output-file", os.devnull
+    subprocess.run([knobs.nvidia.ptxas_blackwell.path, *arguments], check=True)
+
+
 def test_kernels_compile_without_a_gpu(tmp_path):
     pytest.importorskip("triton", reason="Triton has no packages for this platform")
     from gphm_kernels.triton import compile as compiler
 
-    names = ("blend_fwd_16", "blend_bwd_16", "sum_rows")
-    compiler.compile_all([86], tmp_path / "gpu", names)
+    names = ("blend_bwd_16", "rasterize_fwd", "tetrahedra_place")
+    compiler.compile_all([86, binaries.PTX_TARGET], tmp_path / "gpu", names)
     compiled = binaries.read(tmp_path / "gpu")
-    assert [(b.kernel, b.target) for b in compiled] == [(name, 86) for name in names]
+    forms = [(86, False), (binaries.PTX_TARGET, False), (binaries.PTX_TARGET, True)]
+    wanted = sorted((name, *form) for name in names for form in forms)
+    assert sorted((b.kernel, b.target, b.ptx) for b in compiled) == wanted
     for binary in compiled:
         image = (tmp_path / "gpu" / binary.file).read_bytes()
-        assert image[:4] == b"\x7fELF" and binary.function.encode() in image
+        assert binary.function.encode() in image
+        if binary.ptx:
+            assert b".version 8.0" in image and f".target sm_{binary.target}".encode() in image and b"\0" not in image
+            assemble(tmp_path / "gpu" / binary.file, "sm_103")
+        else:
+            assert image[:4] == b"\x7fELF"
         assert binary.threads == 32 * launches.KERNELS[binary.kernel].num_warps
-        assert 0 <= binary.shared <= binaries.TARGETS[86]
+        assert 0 <= binary.shared <= binaries.TARGETS[binary.target]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu"]  # no remains of the work
 
     manifest = tmp_path / "gpu" / binaries.MANIFEST
@@ -150,10 +193,53 @@ def test_missing_kernels_and_unknown_targets_say_what_to_do(tmp_path):
         compiler.compile_all([70], tmp_path / "gpu")
 
 
-def test_a_backend_that_cannot_run_says_so_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(binaries, "folder", lambda: tmp_path)  # on a machine with a GPU, too: nothing is compiled there
+@pytest.fixture
+def nothing_compiled(monkeypatch, tmp_path):
+    """No GPU kernels, on a machine with a GPU, too; and nothing remembered from earlier calls."""
+    monkeypatch.setattr(binaries, "folder", lambda: tmp_path)
     for module, name in ((triton, "reason"), (backends, "_load")):
-        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)  # not what an earlier call remembers
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+    notices.warn_once.cache_clear()
+
+
+def test_a_backend_that_cannot_run_says_so_in_one_line(nothing_compiled):
     with pytest.raises(ValueError, match=f"backend='triton' cannot run here: .*{binaries.COMMAND}") as error:
         backends.check("triton", jnp.float32)
     assert "\n" not in str(error.value)
+
+
+def test_auto_without_compiled_kernels_warns_once_and_on_cuda_alone(nothing_compiled, caplog):
+    sdf = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64)), jnp.float32)
+
+    def lower(platform: str, backend: str, resolution: tuple[int, int, int]) -> str:
+        def extract(sdf):
+            return marching_tetrahedra(sdf, resolution, 50, 90, backend=backend)
+
+        caplog.clear()
+        jax.jit(extract).trace(sdf).lower(lowering_platforms=(platform,))
+        return caplog.text
+
+    assert not lower("cuda", "xla", (3, 3, 3)) and not lower("cpu", "auto", (3, 3, 3))
+    text = lower("cuda", "auto", (3, 3, 3))
+    assert text.count("\n") == 1 and "WARNING" in text and binaries.COMMAND in text and "wheels" in text
+    assert not lower("cuda", "auto", (7, 1, 3))
+
+
+def test_only_what_would_be_a_kernel_carries_the_warning(nothing_compiled):
+    def program(name: str, *arrays, **options) -> str:
+        return str(jax.make_jaxpr(functools.partial(backends.dispatch(name, "auto", jnp.float32), **options))(*arrays))
+
+    assert "gphm_notice" in program("marching_tetrahedra", jnp.zeros((1, 2, 2, 2)), max_vertices=9, max_faces=9)
+    mesh = jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]])
+    assert "gphm_notice" in program("rasterize_fwd", *mesh, width=4, height=4)
+    assert "gphm_notice" not in program("antialias_fwd", jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4, 4)), *mesh)
+
+
+def test_carrying_a_warning_changes_nothing():
+    affine = notices.on_cuda(lambda x, y, *, factor: factor * x + y, "slow")
+    x, y = jnp.arange(3.0), jnp.ones(3)
+    mesh = jax.make_mesh((3,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
+    divided = functools.partial(jax.shard_map, mesh=mesh, **specs)
+    for transform in (lambda function: function, jax.jit, jax.vmap, divided):
+        np.testing.assert_array_equal(transform(functools.partial(affine, factor=2))(x, y), [1, 3, 5])

@@ -60,20 +60,20 @@ def _interpret(
     grid: tuple[int, ...],
 ) -> list[np.ndarray]:
     """Runs one launch."""
-    from gphm_kernels.triton import kernels, launches
+    from gphm_kernels.triton import launches
 
     kernel = launches.KERNELS[name]
     results = [np.array(x) for x in outputs]
     pointers = [Tensor(np.ascontiguousarray(x)) for x in inputs] + [Tensor(x) for x in results]
-    types = {"*fp32": "float32", "*i32": "int32"}
+    types = {"*fp32": "float32", "*i32": "int32", "*i8": "int8"}
     assert [types[t] for t in kernel.pointers] == [p.dtype for p in pointers], name
     assert len(sizes) == len(kernel.sizes), name
-    getattr(kernels, kernel.function)[grid](*pointers, *sizes, **kernel.constants)
+    kernel.load()[grid](*pointers, *sizes, **kernel.constants)
     return results
 
 
 class Interpreter:
-    """A worker process; `launch` gives it to `gphm_kernels.triton.splat`."""
+    """A worker process; `launch` gives it to the modules of `gphm_kernels.triton`."""
 
     def __enter__(self):
         context = multiprocessing.get_context("spawn")

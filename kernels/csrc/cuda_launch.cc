@@ -40,6 +40,7 @@ struct Driver {
 
 struct Binary {
   int capability;  // 10 major + minor
+  bool ptx;        // text that the driver compiles further; else a cubin
   std::string function;
   std::string image;
   int threads;
@@ -104,15 +105,20 @@ std::string read_capability(int device, int* capability) {
   return "";
 }
 
-// Code for 8.x runs on later 8.x. From 9.0 on Triton compiles for the features of one architecture alone.
-bool runs_on(int compiled, int capability) {
-  return compiled == capability || (compiled / 10 == 8 && capability / 10 == 8 && compiled < capability);
+// A cubin for 8.x runs on later 8.x; from 9.0 on Triton compiles for the features of one architecture alone. PTX is
+// compiled for any later capability.
+bool runs_on(const Binary& binary, int capability) {
+  if (binary.ptx) return binary.capability <= capability;
+  return binary.capability == capability ||
+         (binary.capability / 10 == 8 && capability / 10 == 8 && binary.capability < capability);
 }
 
+// A cubin if one fits, else PTX; the latest of either.
 const Binary* choose(const std::vector<Binary>& candidates, int capability) {
+  const auto rank = [](const Binary& binary) { return std::pair{!binary.ptx, binary.capability}; };
   const Binary* best = nullptr;
   for (const Binary& binary : candidates) {
-    if (runs_on(binary.capability, capability) && (!best || binary.capability > best->capability)) best = &binary;
+    if (runs_on(binary, capability) && (!best || rank(binary) > rank(*best))) best = &binary;
   }
   return best;
 }
@@ -125,14 +131,18 @@ std::string load(const std::string& kernel, Ready* result) {
   if (!problem.empty()) return problem;
   auto found = binaries.find(kernel);
   if (found == binaries.end()) return "cuda_launch: there is no kernel " + kernel;
+  const std::string number = std::to_string(capability / 10) + "." + std::to_string(capability % 10);
   const Binary* binary = choose(found->second, capability);
   if (!binary) {
-    return "cuda_launch: " + kernel + " was not compiled for compute capability " + std::to_string(capability / 10) +
-           "." + std::to_string(capability % 10) + "; use backend='xla'";
+    return "cuda_launch: " + kernel + " was not compiled for compute capability " + number + "; use backend='xla'";
   }
   void* module = nullptr;
   void* function = nullptr;
-  if (int code = driver.load_module(&module, binary->image.data())) return failure("cuModuleLoadData", code);
+  if (int code = driver.load_module(&module, binary->image.c_str())) {
+    if (!binary->ptx) return failure("cuModuleLoadData", code);
+    return failure(("the driver's compilation of " + kernel + " for compute capability " + number).c_str(), code) +
+           "; update the NVIDIA driver, or use backend='xla'";
+  }
   if (int code = driver.find_function(&function, module, binary->function.c_str())) {
     return failure("cuModuleGetFunction", code);
   }
@@ -264,12 +274,13 @@ GPHM_EXPORT int32_t gphm_c_cuda_devices(int32_t* capabilities, int32_t room_devi
 }
 
 // Keeps a kernel's code for one compute capability; it is loaded at its first launch in a context.
-GPHM_EXPORT int32_t gphm_c_cuda_add(const char* kernel, const char* function, int32_t capability, const char* image,
-                                    int64_t bytes, int32_t threads, int32_t shared, char* message, int64_t room) {
+GPHM_EXPORT int32_t gphm_c_cuda_add(const char* kernel, const char* function, int32_t capability, int32_t ptx,
+                                    const char* image, int64_t bytes, int32_t threads, int32_t shared, char* message,
+                                    int64_t room) {
   auto add = [&]() -> std::string {
     std::lock_guard<std::mutex> lock(gphm::mutex);
     gphm::binaries[kernel].push_back(
-        gphm::Binary{capability, function, std::string(image, static_cast<size_t>(bytes)), threads, shared});
+        gphm::Binary{capability, ptx != 0, function, std::string(image, static_cast<size_t>(bytes)), threads, shared});
     return "";
   };
   return gphm::report(gphm::guarded(add), message, room);

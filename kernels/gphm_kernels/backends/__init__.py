@@ -2,9 +2,9 @@
 
 Primitives: those that `primitives` describes. Backends: "xla" (plain JAX: CPU, GPU, TPU, float32 and float64; the
 reference), "native" (C++ on CPU through `jax.ffi`), "callback" (the same C++ through `jax.pure_callback`, on any
-platform), "triton" (NVIDIA GPUs; the blend alone, and xla for the rest), "nvdiffrast" (the mesh ops by that package,
-where a user has installed it, and xla for the rest), "auto" (native on CPU and triton on GPU where they can run, else
-xla).
+platform), "triton" (NVIDIA GPUs; blending, rasterizing and marching tetrahedra, and xla for the rest), "nvdiffrast"
+(the mesh ops by that package, where a user has installed it, and xla for the rest), "auto" (native on CPU and triton on
+GPU where they can run, else xla).
 A native backend is a module here with these functions, `available() -> bool` and, where it is not, `reason() -> str`.
 What the C++ takes and gives is in `primitives`.
 """
@@ -16,12 +16,13 @@ from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
-from absl import logging
 from jax import lax
 
+from gphm_kernels.backends.notices import on_cuda, warn_once
 from gphm_kernels.varying import promote, varying_axes
 
 NAMES = ("auto", "xla", "native", "callback", "triton", "nvdiffrast")
+_INSTEAD = "the portable XLA kernels run instead"
 _REFERENCES = {
     "blend_fwd": "splat",
     "blend_bwd": "splat",
@@ -55,7 +56,10 @@ def check(backend: str, dtype: Any) -> None:
 
 
 def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
-    """The function that computes a primitive; "auto" decides when the program is lowered for a platform."""
+    """The function that computes a primitive; "auto" decides when the program is lowered for a platform.
+
+    Where "auto" misses kernels that this platform could have, it warns once.
+    """
     reference = _reference(primitive)
     if backend == "xla":
         return reference
@@ -64,8 +68,10 @@ def dispatch(primitive: str, backend: str, dtype: Any) -> Callable[..., Any]:
     if dtype != jnp.float32:
         return reference
     if _load("native") is None:
-        _warn_once(_why("native"))
+        warn_once(f"native kernels not used ({_why('native')}): {_INSTEAD}, about ten times slower")
     implementations = {"cpu": _implementation("native", primitive), "cuda": _implementation("triton", primitive)}
+    if implementations["cuda"] is None and hasattr(_module("triton"), primitive):
+        reference = on_cuda(reference, f"compiled GPU kernels not used ({_why('triton')}): {_INSTEAD}")
     branches = {platform: function for platform, function in implementations.items() if function is not None}
     if not branches:
         return reference
@@ -104,15 +110,14 @@ def _varying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @lru_cache
 def _load(name: str) -> ModuleType | None:
-    """The backend's module if it can run; imported at first use, since loading a library takes time and may fail."""
-    module = importlib.import_module(f"gphm_kernels.backends.{name}")
+    """The backend's module if it can run; loading a library takes time and may fail."""
+    module = _module(name)
     return module if module.available() else None
 
 
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"gphm_kernels.backends.{name}")
+
+
 def _why(name: str) -> str:
-    return importlib.import_module(f"gphm_kernels.backends.{name}").reason()
-
-
-@lru_cache
-def _warn_once(why: str) -> None:
-    logging.warning("native kernels not used (%s): the portable XLA kernels run instead, about ten times slower", why)
+    return _module(name).reason()

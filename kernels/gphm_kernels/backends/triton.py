@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gphm_kernels.backends import native
-from gphm_kernels.triton import binaries, splat
+from gphm_kernels.triton import binaries, dmtet, mesh, splat
 from gphm_kernels.triton.launches import Launch
 
 _DRIVER = "libcuda.so.1"
@@ -42,7 +42,7 @@ def reason() -> str:
     if not found:
         return "the NVIDIA driver finds no GPU"
     for capability in found:
-        if not any(binaries.runs_on(binary.target, capability) for binary in compiled):
+        if not any(binaries.runs_on(binary.target, capability, ptx=binary.ptx) for binary in compiled):
             return f"no GPU kernels are compiled for compute capability {capability // 10}.{capability % 10}"
     try:
         add(library, compiled)
@@ -74,6 +74,7 @@ def add(library: ctypes.CDLL, compiled: list[binaries.Binary]) -> None:
             binary.kernel.encode(),
             binary.function.encode(),
             ctypes.c_int32(binary.target),
+            ctypes.c_int32(binary.ptx),
             image,
             ctypes.c_int64(len(image)),
             ctypes.c_int32(binary.threads),
@@ -98,3 +99,5 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
 
 blend_fwd = functools.partial(splat.blend_fwd, launch=launch)
 blend_bwd = functools.partial(splat.blend_bwd, launch=launch)
+rasterize_fwd = functools.partial(mesh.rasterize_fwd, launch=launch)
+marching_tetrahedra = functools.partial(dmtet.marching_tetrahedra, launch=launch)

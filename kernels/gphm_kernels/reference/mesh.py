@@ -42,8 +42,8 @@ def rasterize_fwd(
     if not (batch and number and clip_positions.shape[1]):
         return jnp.zeros((batch, height, width, 4), clip_positions.dtype)
     layout = make_layout(batch, width, height)
-    corners = _corners(clip_positions, faces)
-    rectangles = _bounds(layout, corners, faces, clip_positions.shape[1])
+    corners = gather_corners(clip_positions, faces)
+    rectangles = bounds(layout, corners, faces, clip_positions.shape[1])
     corners = corners.reshape(batch * number, 3, 4)
 
     def visit(carry: Array, bins: Bins, tiles: Array, last: Array) -> Array:
@@ -155,11 +155,11 @@ def drawable(faces: Int[Array, "f 3"], vertices: int) -> Bool[Array, "f"]:
     return distinct & jnp.all((faces >= 0) & (faces < vertices), -1)
 
 
-def _corners(clip_positions: Array, faces: Array) -> Float[Array, "b f 3 4"]:
+def gather_corners(clip_positions: Array, faces: Array) -> Float[Array, "b f 3 4"]:
     return clip_positions[:, jnp.clip(faces, 0, clip_positions.shape[1] - 1)]
 
 
-def _bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rectangles:
+def bounds(layout: Layout, corners: Array, faces: Array, vertices: int) -> Rectangles:
     """Tiles that a face may reach; none for faces that are degenerate, not finite or outside the view volume."""
     batch, number = corners.shape[:2]
     position, w = corners[..., :3], corners[..., 3:]

@@ -16,6 +16,10 @@ TARGETS = {
     100: 227 * 1024,
     120: 99 * 1024,
 }
+# The target whose PTX is kept as well: the driver compiles it for GPUs that no cubin fits. Code for 9.0 and later would
+# be of one architecture alone, and of the others this one has the least shared memory.
+PTX_TARGET = 89
+PTX_VERSION = 80  # CUDA 12.0's, whose driver JAX needs: with Triton's own choice, the newest, only new drivers would do
 MANIFEST = "manifest.json"
 COMMAND = "make gpu-kernels"
 
@@ -26,6 +30,7 @@ class Binary(NamedTuple):
     kernel: str  # a key of `launches.KERNELS`
     function: str  # its symbol in the file
     target: int
+    ptx: bool  # text that the driver compiles further; else a cubin
     file: str
     threads: int
     shared: int  # bytes, given at the launch
@@ -33,8 +38,10 @@ class Binary(NamedTuple):
     sizes: int
 
 
-def runs_on(target: int, capability: int) -> bool:
+def runs_on(target: int, capability: int, *, ptx: bool) -> bool:
     """Whether code for one compute capability runs on another; as cuda_launch.cc chooses."""
+    if ptx:
+        return target <= capability
     return target == capability or (target // 10 == 8 == capability // 10 and target < capability)
 
 
@@ -45,8 +52,9 @@ class ManifestError(RuntimeError):
 def fingerprint() -> str:
     """A hash of the sources that decide what the compiled kernels do and how they are called."""
     digest = hashlib.sha256()
-    for name in ("kernels.py", "launches.py"):
-        digest.update((_PACKAGE / "triton" / name).read_bytes())
+    sources = _PACKAGE / "triton"
+    for path in (*sorted((sources / "kernels").glob("*.py")), sources / "launches.py"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -67,7 +75,10 @@ def read(source: pathlib.Path) -> list[Binary]:
     try:
         content = json.loads((source / MANIFEST).read_text())
     except FileNotFoundError:
-        raise ManifestError(f"no compiled GPU kernels are in {source}; `{COMMAND}` makes them") from None
+        raise ManifestError(
+            f"no compiled GPU kernels are in {source}; `{COMMAND}` in a checkout makes them, and wheels built after it "
+            "carry them"
+        ) from None
     if content["sources"] != fingerprint():
         raise ManifestError(f"the GPU kernels in {source} were compiled from other sources; run `{COMMAND}` again")
     return [Binary(**entry) for entry in content["kernels"]]

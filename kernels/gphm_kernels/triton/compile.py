@@ -1,7 +1,8 @@
 """Compiles the GPU kernels ahead of time: `python -m gphm_kernels.triton.compile [--targets=80,90] [--output=folder]`.
 
 Needs Triton, which brings its own assembler: no GPU, CUDA toolkit or PyTorch. The result is a folder with a cubin for
-each kernel and compute capability and a manifest; it appears whole or not at all.
+each kernel and compute capability, PTX of one capability for the GPUs that no cubin fits, and a manifest; it appears
+whole or not at all.
 """
 
 import concurrent.futures
@@ -10,6 +11,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -41,14 +43,14 @@ def compile_all(targets: Sequence[int], output: pathlib.Path, kernels: Sequence[
         with concurrent.futures.ProcessPoolExecutor(_cores(), multiprocessing.get_context("spawn")) as pool:
             jobs = [(name, target, fresh) for target in targets for name in kernels]
             done = list(pool.map(_compile, *zip(*jobs, strict=True)))
-        binaries.write(fresh, [binary for binary, _ in done], done[0][1])
+        binaries.write(fresh, [binary for found, _ in done for binary in found], done[0][1])
         old = pathlib.Path(temporary) / "old"
         if output.exists():
             os.replace(output, old)
         os.replace(fresh, output)
 
 
-def _compile(name: str, target: int, folder: pathlib.Path) -> tuple[binaries.Binary, str]:
+def _compile(name: str, target: int, folder: pathlib.Path) -> tuple[list[binaries.Binary], str]:
     """Compiles one kernel for one target; what was written, and Triton's version."""
     # Line tables and PTX for debuggers would be most of a cubin.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -56,16 +58,16 @@ def _compile(name: str, target: int, folder: pathlib.Path) -> tuple[binaries.Bin
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gphm_kernels.triton import kernels
-
     kernel = KERNELS[name]
-    function = getattr(kernels, kernel.function)
+    function = kernel.load()
     source = ASTSource(
         function, signature=_signature(kernel, function.arg_names), constexprs=kernel.constants, attrs=_aligned(kernel)
     )
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache, triton.knobs.cache.scope():
         triton.knobs.cache.dir = cache
         options = {"num_warps": kernel.num_warps, "enable_fp_fusion": True}
+        if target == binaries.PTX_TARGET:
+            options["ptx_version"] = binaries.PTX_VERSION
         compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     metadata = compiled.metadata
     if metadata.shared > binaries.TARGETS[target]:
@@ -73,13 +75,18 @@ def _compile(name: str, target: int, folder: pathlib.Path) -> tuple[binaries.Bin
                            f"{binaries.TARGETS[target]}: choose smaller blocks in launches.py")  # fmt: skip
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise CompileError(f"{name} needs scratch memory on sm_{target}, which the launcher does not provide")
-    file = f"{name}-sm{target}.cubin"
-    (folder / file).write_bytes(compiled.asm["cubin"])
-    counts = len(kernel.pointers), len(kernel.sizes)
-    binary = binaries.Binary(
-        name, metadata.name, target, file, 32 * metadata.num_warps, metadata.shared, *counts
-    )
-    return binary, triton.__version__
+    return _write(name, target, folder, compiled), triton.__version__
+
+
+def _write(name: str, target: int, folder: pathlib.Path, compiled: Any) -> list[binaries.Binary]:
+    """Writes the cubin, and the PTX if it is of the target whose PTX is kept."""
+    kernel, metadata, written = KERNELS[name], compiled.metadata, []
+    shape = 32 * metadata.num_warps, metadata.shared, len(kernel.pointers), len(kernel.sizes)
+    for form in ("cubin", "ptx") if target == binaries.PTX_TARGET else ("cubin",):
+        file, code = f"{name}-sm{target}.{form}", compiled.asm[form]
+        (folder / file).write_bytes(code.encode() if form == "ptx" else code)
+        written.append(binaries.Binary(name, metadata.name, target, form == "ptx", file, *shape))
+    return written
 
 
 def _signature(kernel: Kernel, names: Sequence[str]) -> dict[str, str]:

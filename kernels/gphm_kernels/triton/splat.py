@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gphm_kernels.reference import splat as reference
 from gphm_kernels.reference.tiles import TILE, Bins, Layout, capacity, make_layout, sweep_groups
-from gphm_kernels.triton.launches import CHANNEL_BLOCKS, KERNELS, Launch, Launcher
+from gphm_kernels.triton.launches import CHANNEL_BLOCKS, KERNELS, Launcher, run
 from gphm_kernels.varying import promote, varying_axes
 
 MAX_ROW = 2**31 // TILE  # numbers in a row of the image: kernels index a tile's 16 rows with int32
@@ -46,7 +46,7 @@ def blend_fwd(
     def visit(carry: tuple[Array, Array], bins: Bins, first: Array, last: Array) -> tuple[Array, Array]:
         inputs = (*arrays, order[bins.primitive[bins.slot]], bins.start, jnp.stack([first, last]))
         grid = layout.tiles, padded.shape[-1] // block
-        image, alpha = _run(launch, f"blend_fwd_{block}", inputs, carry, _sizes(layout, padded), grid)
+        image, alpha = run(launch, f"blend_fwd_{block}", inputs, carry, _sizes(layout, padded), grid)
         return image, alpha
 
     empty = tuple(
@@ -94,7 +94,7 @@ def blend_bwd(
         listed = order[bins.primitive[bins.slot]], bins.slot, bins.start, jnp.stack([first, last])
         inputs = (means2d, conics, opacities, padded, *listed, cotangent, suffix)
         rows = tuple(promote(jnp.zeros((slots, c), jnp.float32), axes) for c in columns)
-        rows = _run(launch, f"blend_bwd_{block}", inputs, rows, _sizes(layout, padded), (layout.tiles, 1))
+        rows = run(launch, f"blend_bwd_{block}", inputs, rows, _sizes(layout, padded), (layout.tiles, 1))
         end = jnp.cumsum(bins.slots)
         return tuple(_sum_rows(launch, *pair, end, order) for pair in zip(rows, carry, strict=True))
 
@@ -109,7 +109,7 @@ def _sum_rows(launch: Launcher, values: Array, sums: Array, end: Array, order: A
     """Adds each depth-ordered splat's rows of `values`, which are neighbours, to the splat's row of `sums`."""
     columns = values.shape[1]
     grid = order.shape[0], -(-columns // KERNELS["sum_rows"].constants["CHANNELS"])
-    return _run(launch, "sum_rows", (values, end, order), (sums,), (columns,), grid)[0]
+    return run(launch, "sum_rows", (values, end, order), (sums,), (columns,), grid)[0]
 
 
 def _channel_block(function: str, channels: int) -> int:
@@ -130,15 +130,3 @@ def _sizes(layout: Layout, padded: Array) -> tuple[int, ...]:
             "row, which the GPU kernels cannot index: splat fewer channels at once, or choose backend='xla'"
         )
     return layout.width, layout.height, layout.columns, layout.rows, padded.shape[-1]
-
-
-def _run(
-    launch: Launcher,
-    kernel: str,
-    inputs: tuple[Array, ...],
-    outputs: tuple[Array, ...],
-    sizes: tuple[int, ...],
-    grid: tuple[int, int],
-) -> tuple[Array, ...]:
-    # The results of foreign code vary over the devices of a `shard_map` as its inputs do: a loop's carry must say so.
-    return promote(launch(Launch(kernel, inputs, outputs, sizes, grid)), varying_axes(inputs, outputs))

@@ -18,24 +18,12 @@ times `channels` numbers, are indexed with int32.
 import triton
 import triton.language as tl
 
-TILE = tl.constexpr(16)
-PIXELS = tl.constexpr(256)
+from gphm_kernels.triton.kernels.tile import PIXELS, pixels
+
 PART = tl.constexpr(32)
 ALPHA_MAX = tl.constexpr(0.99)
 ALPHA_MIN = tl.constexpr(1.0 / 255.0)
 TRANSMITTANCE_MIN = tl.constexpr(1e-4)
-
-
-@triton.jit
-def _pixels(tile, columns, rows, width, height):
-    """A tile's image number, the index of its first pixel among all images' pixels (int64), how far each of its pixels
-    is from that one, their centres x and y, and whether they lie inside the image."""
-    number, left, top = tile // (columns * rows), tile % columns * TILE, tile // columns % rows * TILE
-    column, row = tl.arange(0, PIXELS) % TILE, tl.arange(0, PIXELS) // TILE
-    corner = (number.to(tl.int64) * height + top) * width + left
-    inside = (left + column < width) & (top + row < height)
-    x, y = (left + column).to(tl.float32) + 0.5, (top + row).to(tl.float32) + 0.5
-    return number, corner, row * width + column, x, y, inside
 
 
 @triton.jit
@@ -95,7 +83,7 @@ def blend_fwd(
     tile, channel = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
         return
-    number, corner, pixel, x, y, inside = _pixels(tile, columns, rows, width, height)
+    number, corner, pixel, x, y, inside = pixels(tile, columns, rows, width, height)
     first, stop = tl.load(start + tile), tl.load(start + tile + 1)
     colour = tl.zeros((PIXELS, CHANNELS), tl.float32)
     remaining = tl.full((PIXELS,), 1.0, tl.float32)
@@ -153,7 +141,7 @@ def blend_bwd(
     tile = tl.program_id(0)
     if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
         return
-    _, corner, pixel, x, y, inside = _pixels(tile, columns, rows, width, height)
+    _, corner, pixel, x, y, inside = pixels(tile, columns, rows, width, height)
     behind = tl.load(suffix + corner + pixel, mask=inside, other=0.0)
     colours = d_image + corner * channels + pixel[:, None] * channels
     first, stop = tl.load(start + tile), tl.load(start + tile + 1)
