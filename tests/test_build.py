@@ -19,7 +19,7 @@ def tiny_sources(tmp_path, monkeypatch):
     folder.mkdir()
     for op in build._OPS:
         (folder / f"{op}.cc").write_text(f"namespace GPHM_ISA {{ int {op}() {{ return 0; }} }}\n")
-    for name in build._HANDLERS[1:]:
+    for name in build._ONCE[1:]:
         (folder / f"{name}.cc").touch()
     write_answer(folder, 1)
     monkeypatch.setattr(build, "_source_folder", lambda: folder)
@@ -29,7 +29,7 @@ def tiny_sources(tmp_path, monkeypatch):
 
 def write_answer(folder: pathlib.Path, answer: int) -> None:
     declaration = 'extern "C" __attribute__((visibility("default")))'
-    (folder / f"{build._HANDLERS[0]}.cc").write_text(f"{declaration} int answer() {{ return {answer}; }}\n")
+    (folder / f"{build._ONCE[0]}.cc").write_text(f"{declaration} int answer() {{ return {answer}; }}\n")
 
 
 def test_changed_source_is_built_again(tiny_sources):

@@ -11,6 +11,30 @@
 
 namespace gphm {
 
+struct ProjectInputs {
+  int64_t batch, splats, channels;
+  float near, far, eps2d;
+  const float* means;            // [batch, splats, 3]
+  const float* quats;            // [batch, splats, 4], wxyz
+  const float* scales;           // [batch, splats, 3]
+  const float* opacities;        // [batch, splats]
+  const float* features;         // [batch, splats, channels]
+  const float* world_to_camera;  // [batch, 4, 4]
+  const float* intrinsics;       // [batch, 3, 3]
+};
+
+struct ProjectResults {
+  float *means2d, *conics, *opacities, *depths;  // [batch, splats, 2 or 3 or none]
+};
+
+struct ProjectCotangents {
+  const float *means2d, *conics, *opacities;  // shaped as the results
+};
+
+struct ProjectGradients {
+  float *means, *quats, *scales, *opacities, *world_to_camera, *intrinsics;  // shaped as the inputs
+};
+
 struct BlendInputs {
   int64_t batch, splats, channels;
   int64_t width, height;
@@ -84,6 +108,8 @@ struct MlpGradients {
 
 #define GPHM_DECLARE_OPS(isa)                                                                             \
   namespace isa {                                                                                         \
+  void project_fwd(const ProjectInputs&, const ProjectResults&, Parallel&);                               \
+  void project_bwd(const ProjectInputs&, const ProjectCotangents&, const ProjectGradients&, Parallel&);   \
   void blend_fwd(const BlendInputs&, float* image, float* alpha, Parallel&);                              \
   void blend_bwd(const BlendInputs&, const BlendCotangents&, const BlendGradients&, Parallel&);           \
   void rasterize_fwd(const RasterizeInputs&, float* raster, Parallel&);                                   \

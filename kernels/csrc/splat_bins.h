@@ -2,72 +2,62 @@
 #ifndef GPHM_SPLAT_BINS_H_
 #define GPHM_SPLAT_BINS_H_
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include <type_traits>
+
 #include "cpu_ops.h"
 #include "memory.h"
+#include "vectors.h"
 
 namespace gphm {
 namespace GPHM_ISA {
 
+// A 16x16 tile is divided into sub-tiles of 4 pixels by kLanes / 4, one pixel a lane.
 constexpr int kTile = 16;
+constexpr int kSubWidth = 4, kSubHeight = kLanes / kSubWidth;
+constexpr int kSubColumns = kTile / kSubWidth, kSubRows = kTile / kSubHeight, kSubTiles = kSubColumns * kSubRows;
+// A bit for each sub-tile of a tile, row by row.
+typedef std::conditional_t<kSubTiles == 16, uint16_t, std::conditional_t<kSubTiles == 32, uint32_t, uint64_t>> SubBits;
 constexpr float kAlphaMin = 1.f / 255.f, kAlphaMax = 0.99f, kTransmittanceMin = 1e-4f;
 // Lists are made for a group of tile rows at a time; a group holds about this many entries (or one row).
 constexpr int64_t kGroupEntries = 16 << 20;
 
-// One splat as the tiles see it. The region alpha >= 1/255 is an ellipse; at a height dy from the mean it reaches from
-// -shear dy - sqrt(reach - bend dy^2) to -shear dy + sqrt(reach - bend dy^2).
-struct alignas(64) Footprint {
+// One splat as a pixel sees it: log2 alpha = log_opacity + xx dx^2 + xy dx dy + yy dy^2.
+struct alignas(32) Footprint {
   float x, y;
-  float xx, xy, yy, log_opacity;  // log2 alpha = log_opacity + xx dx^2 + xy dx dy + yy dy^2
-  float shear, reach, bend;
-  float half_width, half_height;
-  float rim;  // dy of the rightmost point; the leftmost lies at -rim
-  int32_t first_row, last_row;  // tile rows; first > last for an inert splat
+  float xx, xy, yy, log_opacity;
   int32_t splat;
 };
 
-struct Span {
-  float low, high;
+// The region alpha >= 1/255 is an ellipse; at a height dy from the mean it reaches from
+// -shear dy - sqrt(reach - bend dy^2) to -shear dy + sqrt(reach - bend dy^2).
+struct alignas(32) Ellipse {
+  float x, y;
+  float shear, reach, bend;
+  float half_width, half_height;
+  float rim;  // dy of the rightmost point; the leftmost lies at -rim
 };
 
-// The ellipse's extent in x, relative to the mean, over heights dy in [low, high]: it is convex, so the extreme point
-// is the rim or the end of the interval nearest to it. Empty (low > high) where the interval misses the ellipse.
-static inline Span span(const Footprint& f, float low, float high) {
-  low = low > -f.half_height ? low : -f.half_height;
-  high = high < f.half_height ? high : f.half_height;
-  if (!(low <= high)) return {1.f, -1.f};
-  float right = f.rim < low ? low : f.rim > high ? high : f.rim;
-  float left = -f.rim < low ? low : -f.rim > high ? high : -f.rim;
-  float right_square = f.reach - f.bend * right * right, left_square = f.reach - f.bend * left * left;
-  return {-f.shear * left - std::sqrt(left_square > 0.f ? left_square : 0.f),
-          -f.shear * right + std::sqrt(right_square > 0.f ? right_square : 0.f)};
-}
-
-// Pixels are given this much more room than the ellipse needs, for the rounding of positions in the thousands.
-constexpr float kSlack = 0.01f;
-
-// The indices i in [0, count) of intervals [size i + 0.5, size i + size - 0.5] (pixel centres) that [low, high] meets.
 struct Range {
   int32_t first, last;
 };
-static inline Range intervals(float low, float high, float size, int64_t count) {
-  float first = (low - kSlack - (size - 0.5f)) / size + 1.f;  // its floor is the ceiling of the bound, but at equality
-  float last = (high + kSlack - 0.5f) / size;
-  float end = static_cast<float>(count);
-  first = first > 0.f ? (first < end ? first : end) : 0.f;  // clipped as floats: a NaN or 1e30 has no integer
-  if (!(last >= 0.f)) return {1, 0};
-  last = last < end - 1.f ? last : end - 1.f;
-  return {static_cast<int32_t>(first), static_cast<int32_t>(last)};
-}
+struct Box {  // of tiles; without rows for a splat that is not drawn
+  Range columns, rows;
+};
 
 class Bins {
  public:
   struct Row {  // the lists of one row of tiles
     Array<int32_t> ranks;
-    Array<int64_t> start;  // [columns + 2]; the last is for filling
+    Array<SubBits> bits;
+    Array<int64_t> start, end;  // [columns]; between one's end and the next one's start there may be room left
+  };
+  struct List {  // one tile's splats, front to back
+    const int32_t* ranks;
+    const SubBits* bits;  // the sub-tiles that each of them reaches
+    int64_t number;
   };
   struct Group {
     int64_t first, last;  // tile rows, last exclusive
@@ -77,8 +67,8 @@ class Bins {
 
   int64_t columns() const { return columns_; }
   int64_t rows() const { return rows_; }
-  // Splats that touch the image, in depth order; the lists hold their ranks in it.
-  int64_t drawn() const { return drawn_; }
+  // The splats in depth order; the lists hold their ranks in it.
+  bool drawn(int64_t rank) const { return boxes_[rank].rows.first <= boxes_[rank].rows.last; }
   const Footprint& footprint(int64_t rank) const { return footprints_[rank]; }
   const Footprint* footprints() const { return footprints_.data(); }
 
@@ -86,15 +76,20 @@ class Bins {
   Group group(int64_t first) const;
   // Fills the lists of a group; those of the group before are lost.
   void fill(const Group& group, Parallel& parallel);
-  const Row& row(const Group& group, int64_t row) const { return lists_[row - group.first]; }
+  List list(const Group& group, int64_t row, int64_t column) const {
+    const Row& lists = lists_[row - group.first];
+    const int64_t start = lists.start[column];
+    return {lists.ranks.data() + start, lists.bits.data() + start, lists.end[column] - start};
+  }
 
  private:
-  void sort(const Array<Footprint>& unsorted, const float* depths, Parallel& parallel);
-  void list_rows();
-  void list_tiles(int64_t row, Row& lists, Array<Range>& ranges);
+  void place(const BlendInputs& in, int64_t base, const uint32_t* order, Parallel& parallel);
+  void list_tiles(int64_t row, Row& lists);
 
-  int64_t columns_, rows_, drawn_ = 0;
+  int64_t columns_, rows_;
   Array<Footprint> footprints_;
+  Array<Ellipse> ellipses_;
+  Array<Box> boxes_;
   Array<int64_t> row_start_;  // [rows + 1]
   Array<int32_t> row_ranks_;
   Array<int64_t> row_entries_;  // [rows]: how many (tile, splat) pairs there can be

@@ -19,7 +19,6 @@ constexpr int64_t kRecordFloats = 8 << 20;  // records made before they are summ
 constexpr int64_t kChunk = 2048;
 
 struct Worker {
-  Array<uint64_t> bits;
   Array<int32_t> list, place;  // `place` [drawn]: where a drawn splat stands in the tile's list
   Array<float> alpha, transmittance;  // [drawn, lanes]
   Array<float> by_channel, by_pixel;  // the cotangents, [channels, lanes] and [lanes, padded channels]
@@ -28,8 +27,8 @@ struct Worker {
 struct Tile {
   const BlendInputs& in;
   const Bins& bins;
-  const int32_t* ranks;
-  int64_t number, column, row;
+  Bins::List list;
+  int64_t column, row;
   const float *features, *background, *d_image, *d_alpha;  // of this image
   float* records;       // [number, record]
   float* d_background;  // [channels], this tile's share
@@ -97,7 +96,7 @@ GPHM_INLINE void add_moments(const Tile& t, const SubTile& at, const Monomials& 
     for (int k = 0; k < kBlock; ++k) sum[k] += row * d_log[k][lane];
   }
   for (int k = 0; k < number; ++k) {
-    const Footprint& f = t.bins.footprint(t.ranks[place[k]]);
+    const Footprint& f = t.bins.footprint(t.list.ranks[place[k]]);
     float p = static_cast<float>(at.x) + kSubWidth * 0.5f - f.x, q = static_cast<float>(at.y) + kSubHeight * 0.5f - f.y;
     float s = sum[k][0], su = sum[k][1], sv = sum[k][2];
     Vec8 moved{s,
@@ -121,7 +120,7 @@ GPHM_INLINE void differentiate_block(const Tile& t, const SubTile& at, const Mon
   float* out[kBlock];
   for (int k = 0; k < kBlock; ++k) {  // a short block repeats its last splat, with weight zero
     int64_t index = place[k < number ? k : number - 1];
-    feature[k] = t.features + t.bins.footprint(t.ranks[index]).splat * t.in.channels;
+    feature[k] = t.features + t.bins.footprint(t.list.ranks[index]).splat * t.in.channels;
     out[k] = t.records + index * t.record + kMoments;
   }
   Vec g[kBlock] = {};
@@ -139,7 +138,7 @@ GPHM_INLINE void differentiate_block(const Tile& t, const SubTile& at, const Mon
     Vec alpha = load<Vec>(worker.alpha.data() + (first + k) * kLanes);
     Vec transmittance = load<Vec>(worker.transmittance.data() + (first + k) * kLanes);
     Vec w = alpha * transmittance;
-    Vec d_alpha = transmittance * g[k] - behind / (1.f - alpha);
+    Vec d_alpha = transmittance * g[k] - behind * reciprocal(1.f - alpha);
     behind += w * g[k];
     store(weight[k], w);
     store(d_log[k], keep((alpha > Vec{}) & (alpha < splat(kAlphaMax)), d_alpha * alpha));
@@ -170,7 +169,7 @@ int64_t draw(const Tile& t, int64_t listed, Pixels& pixels, Worker& worker) {
     worker.transmittance.reserve((drawn + size + 1) * kLanes, drawn * kLanes);
     int32_t* place = worker.place.data();
     float *alpha = worker.alpha.data(), *transmittance = worker.transmittance.data();
-    sweep(t.bins.footprints(), t.ranks, list + first, size, pixels,
+    sweep(t.bins.footprints(), t.list.ranks, list + first, size, pixels,
           [&](int64_t i, Vec kept, Vec before, bool any_drawn) __attribute__((always_inline)) {
             store(alpha + drawn * kLanes, kept);
             store(transmittance + drawn * kLanes, before);
@@ -183,23 +182,21 @@ int64_t draw(const Tile& t, int64_t listed, Pixels& pixels, Worker& worker) {
 
 void differentiate_tile(const Tile& t, const Monomials& monomials, Worker& worker) {
   const int64_t channels = t.in.channels;
-  worker.bits.reserve(t.number);
-  worker.list.reserve(t.number + 1);
+  worker.list.reserve(t.list.number + 1);
   worker.by_channel.reserve(t.padded * kLanes);
   worker.by_pixel.reserve(t.padded * kLanes);
-  for (int64_t i = 0; i < t.number; ++i) {
-    prefetch(t.bins, t.ranks, i, t.number);
-    const Footprint& f = t.bins.footprint(t.ranks[i]);
+  for (int64_t i = 0; i < t.list.number; ++i) {
+    prefetch(t.bins, t.list.ranks, i, t.list.number);
+    const Footprint& f = t.bins.footprint(t.list.ranks[i]);
     prefetch_row(t.features + f.splat * channels, channels);
-    worker.bits[i] = touched(f, t.column, t.row);
   }
-  std::memset(t.records, 0, static_cast<uint64_t>(t.number * t.record) * sizeof(float));
+  std::memset(t.records, 0, static_cast<uint64_t>(t.list.number * t.record) * sizeof(float));
   std::memset(t.d_background, 0, static_cast<uint64_t>(channels) * sizeof(float));
   for (int sub = 0; sub < kSubTiles; ++sub) {
     SubTile at(t.in, t.column, t.row, sub);
     if (at.outside()) continue;
     Pixels pixels(at);
-    int64_t listed = select_touching(worker.bits.data(), t.number, sub, worker.list.data());
+    int64_t listed = select_touching(t.list.bits, t.list.number, sub, worker.list.data());
     int64_t drawn = draw(t, listed, pixels, worker);
     if (drawn) {
       Vec d_alpha = read_cotangents(t, at, worker);
@@ -234,12 +231,12 @@ class ImageGradient {
       : in_(in), d_(d), out_(out), index_(index), base_(index * in.splats), bins_(bins) {
     padded_ = blocks(in.channels, 4) * 4;
     record_ = kMoments + padded_;
-    moments_.zero(bins.drawn() * kMoments);
+    moments_.zero(in.splats * kMoments);
     d_background_.reserve(bins.rows() * bins.columns() * in.channels);
   }
 
   void run(Objects<Worker>& workers, Parallel& parallel) {
-    clear(out_.means, 2), clear(out_.conics, 3), clear(out_.opacities, 1), clear(out_.features, in_.channels);
+    clear(parallel);
     Bins::Group group{0, 0};
     for (int64_t row = 0; row < bins_.rows(); row = group.last) {
       group = bins_.group(row);
@@ -256,25 +253,28 @@ class ImageGradient {
   }
 
  private:
-  void clear(float* gradient, int64_t columns) {  // splats that are not drawn keep this
-    std::memset(gradient + base_ * columns, 0, static_cast<uint64_t>(in_.splats * columns) * sizeof(float));
+  // Splats that are not drawn keep this.
+  void clear(Parallel& parallel) {
+    parallel.run(blocks(in_.splats, kChunk), [&](int64_t task, int) {
+      const int64_t first = base_ + task * kChunk, number = smaller(kChunk, in_.splats - task * kChunk);
+      auto zero = [=](float* gradient, int64_t columns) {
+        std::memset(gradient + first * columns, 0, static_cast<uint64_t>(number * columns) * sizeof(float));
+      };
+      zero(out_.means, 2), zero(out_.conics, 3), zero(out_.opacities, 1), zero(out_.features, in_.channels);
+    });
   }
   float* features() { return out_.features + base_ * in_.channels; }
 
   // The list of a tile of a group.
-  const int32_t* list(const Bins::Group& group, int64_t tile, int64_t* number) const {
-    const Bins::Row& lists = bins_.row(group, group.first + tile / bins_.columns());
-    int64_t column = tile % bins_.columns();
-    *number = lists.start[column + 1] - lists.start[column];
-    return lists.ranks.data() + lists.start[column];
+  Bins::List list(const Bins::Group& group, int64_t tile) const {
+    return bins_.list(group, group.first + tile / bins_.columns(), tile % bins_.columns());
   }
 
   void plan(const Bins::Group& group, int64_t tiles, Batch& batch) {
     batch.start.zero(tiles + 1);
     batch.last = batch.first;
     for (int64_t total = 0; batch.last < tiles; ++batch.last) {
-      int64_t number;
-      list(group, batch.last, &number);
+      const int64_t number = list(group, batch.last).number;
       if (batch.last > batch.first && (total + number) * record_ > kRecordFloats) break;
       total += number;
       batch.start[batch.last - batch.first + 1] = total;
@@ -288,9 +288,7 @@ class ImageGradient {
     parallel.run(batch.last - batch.first, [&](int64_t task, int worker) {
       const int64_t tile = batch.first + task;
       const int64_t row = group.first + tile / bins_.columns(), column = tile % bins_.columns();
-      int64_t number;
-      const int32_t* ranks = list(group, tile, &number);
-      differentiate_tile(Tile{in_, bins_, ranks, number, column, row, in_.features + base_ * in_.channels,
+      differentiate_tile(Tile{in_, bins_, list(group, tile), column, row, in_.features + base_ * in_.channels,
                               in_.background + index_ * in_.channels, d_.image + index_ * pixels * in_.channels,
                               d_.alpha + index_ * pixels, records_.data() + batch.start[task] * record_,
                               d_background_.data() + (row * bins_.columns() + column) * in_.channels, padded_, record_},
@@ -301,21 +299,19 @@ class ImageGradient {
   // Adds the batch's records to their splats, in tile order.
   void sum(const Bins::Group& group, const Batch& batch, Parallel& parallel) {
     const int64_t tiles = batch.last - batch.first;
-    start_.zero(bins_.drawn() + 2);
+    start_.zero(in_.splats + 2);
     sorted_.reserve(batch.start[tiles]);
     for (int64_t task = 0; task < tiles; ++task) {
-      int64_t number;
-      const int32_t* ranks = list(group, batch.first + task, &number);
-      for (int64_t i = 0; i < number; ++i) ++start_[ranks[i] + 2];
+      const Bins::List tile = list(group, batch.first + task);
+      for (int64_t i = 0; i < tile.number; ++i) ++start_[tile.ranks[i] + 2];
     }
-    for (int64_t i = 0; i < bins_.drawn(); ++i) start_[i + 2] += start_[i + 1];
+    for (int64_t i = 0; i < in_.splats; ++i) start_[i + 2] += start_[i + 1];
     for (int64_t task = 0, at = 0; task < tiles; ++task) {
-      int64_t number;
-      const int32_t* ranks = list(group, batch.first + task, &number);
-      for (int64_t i = 0; i < number; ++i) sorted_[start_[ranks[i] + 1]++] = static_cast<int32_t>(at++);
+      const Bins::List tile = list(group, batch.first + task);
+      for (int64_t i = 0; i < tile.number; ++i) sorted_[start_[tile.ranks[i] + 1]++] = static_cast<int32_t>(at++);
     }
-    parallel.run(blocks(bins_.drawn(), kChunk), [&](int64_t task, int) {
-      for (int64_t i = task * kChunk; i < smaller(bins_.drawn(), (task + 1) * kChunk); ++i) {
+    parallel.run(blocks(in_.splats, kChunk), [&](int64_t task, int) {
+      for (int64_t i = task * kChunk; i < smaller(in_.splats, (task + 1) * kChunk); ++i) {
         float *moments = moments_.data() + i * kMoments, *d_features = features() + bins_.footprint(i).splat * in_.channels;
         for (int64_t j = start_[i]; j < start_[i + 1]; ++j) {
           const float* record = records_.data() + sorted_[j] * record_;
@@ -327,8 +323,9 @@ class ImageGradient {
   }
 
   void finish(Parallel& parallel) {
-    parallel.run(blocks(bins_.drawn(), kChunk), [&](int64_t task, int) {
-      for (int64_t i = task * kChunk; i < smaller(bins_.drawn(), (task + 1) * kChunk); ++i) {
+    parallel.run(blocks(in_.splats, kChunk), [&](int64_t task, int) {
+      for (int64_t i = task * kChunk; i < smaller(in_.splats, (task + 1) * kChunk); ++i) {
+        if (!bins_.drawn(i)) continue;
         const int64_t at = base_ + bins_.footprint(i).splat;
         const float* m = moments_.data() + i * kMoments;
         const float a = in_.conics[3 * at], b = in_.conics[3 * at + 1], c = in_.conics[3 * at + 2];

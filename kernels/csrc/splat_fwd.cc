@@ -12,7 +12,6 @@ constexpr int kRegisters = kLanes == 16 ? 16 : 8;  // channel accumulators that 
 
 struct Worker {
   Array<float> colour;  // [sub-tiles, channels, lanes]
-  Array<uint64_t> bits;
   Array<int32_t> list;
 };
 
@@ -87,12 +86,13 @@ void write_background(const SubTile& tile, const float* background, int64_t chan
   }
 }
 
-void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, const int32_t* ranks, int64_t number,
+void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, const Bins::List& tile_list,
                 int64_t column, int64_t row, float* image, float* alpha, Worker& worker) {
+  const int32_t* ranks = tile_list.ranks;
+  const int64_t number = tile_list.number;
   const float* features = in.features + image_index * in.splats * in.channels;
   const float* background = in.background + image_index * in.channels;
   const int64_t plane = in.channels * kLanes;
-  worker.bits.reserve(kChunk);
   worker.list.reserve(kChunk + 1);
   worker.colour.reserve(kSubTiles * plane);
   alignas(64) unsigned char storage[kSubTiles * sizeof(Pixels)];
@@ -112,12 +112,11 @@ void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, co
       prefetch(bins, ranks, first + i, number);
       const Footprint& f = bins.footprint(chunk[i]);
       prefetch_row(features + f.splat * in.channels, in.channels);
-      worker.bits[i] = touched(f, column, row);
     }
     for (int sub = 0; sub < kSubTiles; ++sub) {
       if (!(open >> sub & 1)) continue;
       int32_t* list = worker.list.data();
-      int64_t listed = select_touching(worker.bits.data(), size, sub, list);
+      int64_t listed = select_touching(tile_list.bits + first, size, sub, list);
       if (!listed) continue;
       float* colour = worker.colour.data() + sub * plane;
       if (!begun[sub]) std::memset(colour, 0, static_cast<uint64_t>(plane) * sizeof(float));
@@ -144,11 +143,19 @@ void blend_tile(const BlendInputs& in, int64_t image_index, const Bins& bins, co
   }
 }
 
+// Has the system bring the pages of a result, each by one thread: two threads that meet in a fresh huge page would both
+// wait for it to be zeroed.
+void touch(float* result, int64_t size, Parallel& parallel) {
+  constexpr int64_t kPage = (2 << 20) / sizeof(float);
+  prefer_huge_pages(result, static_cast<uint64_t>(size) * sizeof(float));
+  parallel.run(blocks(size, kPage), [&](int64_t page, int) { result[page * kPage] = 0.f; });
+}
+
 }  // namespace
 
 void blend_fwd(const BlendInputs& in, float* image, float* alpha, Parallel& parallel) {
   const int64_t pixels = in.width * in.height;
-  prefer_huge_pages(image, static_cast<uint64_t>(in.batch * pixels * in.channels) * sizeof(float));
+  touch(image, in.batch * pixels * in.channels, parallel);
   Objects<Worker> workers(parallel.workers());
   for (int64_t index = 0; index < in.batch; ++index) {
     Bins bins(in, index, parallel);
@@ -158,10 +165,8 @@ void blend_fwd(const BlendInputs& in, float* image, float* alpha, Parallel& para
       bins.fill(group, parallel);
       parallel.run((group.last - group.first) * bins.columns(), [&](int64_t task, int worker) {
         int64_t row = group.first + task / bins.columns(), column = task % bins.columns();
-        const Bins::Row& lists = bins.row(group, row);
-        int64_t begin = lists.start[column];
-        blend_tile(in, index, bins, lists.ranks.data() + begin, lists.start[column + 1] - begin, column, row,
-                   image + index * pixels * in.channels, alpha + index * pixels, workers[worker]);
+        blend_tile(in, index, bins, bins.list(group, row, column), column, row, image + index * pixels * in.channels,
+                   alpha + index * pixels, workers[worker]);
       });
     }
   }

@@ -1,8 +1,8 @@
 // What the forward and the backward pass of the blend share: sub-tiles, and the front-to-back sweep.
 //
-// A 16x16 tile is divided into sub-tiles of 4 pixels by kLanes / 4, one pixel a lane. Each has its own list and ends
-// by itself. With alpha_i = min(0.99, o_i exp(-sigma_i)) and T_i = prod_{j<i} (1 - alpha_j), a splat below 1/255 is
-// skipped, and one that would bring T to 1e-4 or less ends the pixel and is not added.
+// Each sub-tile has its own list and ends by itself. With alpha_i = min(0.99, o_i exp(-sigma_i)) and
+// T_i = prod_{j<i} (1 - alpha_j), a splat below 1/255 is skipped, and one that would bring T to 1e-4 or less ends the
+// pixel and is not added.
 #ifndef GPHM_SPLAT_TILES_H_
 #define GPHM_SPLAT_TILES_H_
 
@@ -14,8 +14,6 @@
 namespace gphm {
 namespace GPHM_ISA {
 
-constexpr int kSubWidth = 4, kSubHeight = kLanes / kSubWidth;
-constexpr int kSubColumns = kTile / kSubWidth, kSubRows = kTile / kSubHeight, kSubTiles = kSubColumns * kSubRows;
 constexpr float kEnded = std::numeric_limits<float>::infinity();
 
 // Where a sub-tile lies in its image. Lanes beyond the image's edge hold no pixel.
@@ -48,40 +46,6 @@ struct Pixels {
   bool ended() const { return !any(threshold < splat(kEnded)); }
 };
 
-// Bit s is set where the splat's ellipse reaches sub-tile s of the tile at (column, row): `span` and `intervals` of
-// splat_bins.h for four rows of sub-tiles at a time.
-GPHM_INLINE uint64_t touched(const Footprint& f, int64_t column, int64_t row) {
-  const float left = f.x - static_cast<float>(column * kTile), top = f.y - static_cast<float>(row * kTile);
-  const Vec4 limit = Vec4{} + f.half_height, rim = Vec4{} + f.rim;
-  uint64_t bits = 0;
-  for (int i = 0; i < kSubRows; i += 4) {
-    Vec4 low = Vec4{0, 1, 2, 3} * static_cast<float>(kSubHeight) + (i * kSubHeight + 0.5f - kSlack - top);
-    Vec4 high = low + (kSubHeight - 1 + 2 * kSlack);
-    low = low > -limit ? low : -limit;
-    high = high < limit ? high : limit;
-    Vec4 right = rim < low ? low : rim > high ? high : rim;
-    Vec4 left_ = -rim < low ? low : -rim > high ? high : -rim;
-    Vec4 first = -f.shear * left_ - root(f.reach - f.bend * left_ * left_) + left;
-    Vec4 last = -f.shear * right + root(f.reach - f.bend * right * right) + left;
-    first = (first + (0.5f - kSlack)) * (1.f / kSubWidth);
-    last = (last + (kSlack - 0.5f)) * (1.f / kSubWidth);
-    const Vec4 end = Vec4{} + static_cast<float>(kSubColumns);
-    Int4 meets = (low <= high) & (last >= Vec4{}) & (first < end);
-    first = first > Vec4{} ? first : Vec4{};
-    last = last < end - 1.f ? last : end - 1.f;
-    last = last > Vec4{} ? last : Vec4{};  // for the shifts below; such a row does not meet
-    first = first < end ? first : Vec4{};
-    Int4 from = __builtin_convertvector(first, Int4), to = __builtin_convertvector(last, Int4);
-    for (int lane = 0; lane < 4; ++lane) {
-      uint32_t columns = ((2u << to[lane]) - (1u << from[lane])) & static_cast<uint32_t>(meets[lane]);
-      // A range that ends before it begins would borrow beyond the four columns.
-      columns = from[lane] <= to[lane] ? columns : 0u;
-      bits |= static_cast<uint64_t>(columns) << ((i + lane) * kSubColumns);
-    }
-  }
-  return bits;
-}
-
 // Starts loading what a tile will need soon: lists jump through memory, which no hardware foresees.
 GPHM_INLINE void prefetch(const Bins& bins, const int32_t* ranks, int64_t i, int64_t number) {
   constexpr int64_t kAhead = 12;
@@ -93,9 +57,20 @@ GPHM_INLINE void prefetch_row(const float* row, int64_t channels) {
 }
 
 // The indices i < number whose bits include `sub`; `list` has room for one more than it returns.
-GPHM_INLINE int64_t select_touching(const uint64_t* bits, int64_t number, int sub, int32_t* list) {
-  int64_t selected = 0;
-  for (int64_t i = 0; i < number; ++i) {  // no branch: about half the tests would be mispredicted
+GPHM_INLINE int64_t select_touching(const SubBits* bits, int64_t number, int sub, int32_t* list) {
+  int64_t selected = 0, i = 0;
+#if GPHM_LANES == 16 && defined(__AVX512BW__)
+  const __m256i bit = _mm256_set1_epi16(static_cast<int16_t>(1 << sub));
+  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (; i + 16 <= number; i += 16) {
+    const __mmask16 touching = _mm256_test_epi16_mask(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + i)), bit);
+    _mm512_mask_storeu_epi32(list + selected, static_cast<__mmask16>((1u << __builtin_popcount(touching)) - 1),
+                             _mm512_maskz_compress_epi32(touching, index));
+    selected += __builtin_popcount(touching);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
+  }
+#endif
+  for (; i < number; ++i) {  // no branch: about half the tests would be mispredicted
     list[selected] = static_cast<int32_t>(i);
     selected += bits[i] >> sub & 1;
   }

@@ -124,13 +124,42 @@ GPHM_INLINE Vec exp2(Vec x) {
   return (Vec)(((Mask)shifted << 23) + (Mask)p);
 }
 
-// The square root, zero for what is not positive.
-GPHM_INLINE Vec4 root(Vec4 x) {
-  x = x > Vec4{} ? x : Vec4{};
-#if defined(__SSE2__)
-  return (Vec4)_mm_sqrt_ps((__m128)x);
+// log2 x for positive normal x, absolute error below 1e-7 + 6e-8 |log2 x|: exponent and mantissa, which is brought to
+// [sqrt(1/2), sqrt(2)), whose logarithm is an odd series in (m - 1) / (m + 1).
+GPHM_INLINE Vec log2(Vec x) {
+  const Mask half = Mask{} + 0x3f3504f3;  // the bits of sqrt(1/2)
+  const Mask exponent = ((Mask)x - half) >> 23;
+  const Vec m = (Vec)((Mask)x - (exponent << 23));
+  const Vec s = (m - 1.f) / (m + 1.f), square = s * s;
+  Vec p = splat(0.320598898f);  // 2 / (9 ln 2), and so on
+  p = p * square + 0.412198583f;
+  p = p * square + 0.577078016f;
+  p = p * square + 0.961796694f;
+  p = p * square + 2.88539008f;
+  return __builtin_convertvector(exponent, Vec) + s * p;
+}
+
+// 1 / x, relative error below 1e-7, for x that is neither zero nor subnormal.
+GPHM_INLINE Vec reciprocal(Vec x) {
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  Vec guess = (Vec)_mm512_rcp14_ps((__m512)x);
+  return guess + guess * (1.f - x * guess);  // Newton's step; a division takes as long as four of these
 #else
-  for (int lane = 0; lane < 4; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
+  return 1.f / x;
+#endif
+}
+
+// The square root, zero for what is not positive.
+GPHM_INLINE Vec root(Vec x) {
+  x = x > Vec{} ? x : Vec{};
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)x);
+#elif GPHM_LANES == 8 && defined(__AVX__)
+  return (Vec)_mm256_sqrt_ps((__m256)x);
+#elif GPHM_LANES == 4 && defined(__SSE2__)
+  return (Vec)_mm_sqrt_ps((__m128)x);
+#else
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
   return x;
 #endif
 }

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from gphm_kernels import backends
 from gphm_kernels.arguments import check_arrays, check_image_size, flatten_batch
@@ -53,21 +52,38 @@ def splat(
     # Outside the custom_vjp, so that inside `shard_map` the gradient of a replicated input is summed over devices.
     arrays = promote(arrays, varying_axes(arrays))
     means, quats, scales, opacities, features, world_to_camera, intrinsics, background = arrays
-    projection = _project(
-        means, quats, scales, opacities, features, world_to_camera, intrinsics, near=near, far=far, eps2d=eps2d
-    )
-    image, alpha = _blend(width, height, backend, *projection, background)
+    limits = _Limits(near, far, eps2d)
+    projection = _project(limits, backend, means, quats, scales, opacities, features, world_to_camera, intrinsics)
+    image, alpha = _blend(width, height, backend, *projection, features, background)
     return image.reshape(*batch, *image.shape[1:]), alpha.reshape(*batch, *alpha.shape[1:])
 
 
-class _Projection(NamedTuple):
-    """Splats in the image, as the blend takes them; undrawn ones have opacity zero and harmless values."""
+class _Limits(NamedTuple):
+    """Which splats are drawn, by depth, and how much is added to their variances in the image."""
 
-    means2d: Float[Array, "b n 2"]
-    conics: Float[Array, "b n 3"]
-    opacities: Float[Array, "b n"]
-    depths: Float[Array, "b n"]
-    features: Float[Array, "b n c"]
+    near: float
+    far: float
+    eps2d: float  # px^2
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _project(limits: _Limits, backend: str, *inputs: Array) -> tuple[Array, Array, Array, Array]:
+    """Means (px), conics (px^-2), opacities and depths in the image; opacity zero where a splat cannot be drawn."""
+    return backends.dispatch("project_fwd", backend, inputs[0].dtype)(*inputs, **limits._asdict())
+
+
+def _project_fwd(limits: _Limits, backend: str, *inputs: Array) -> tuple[Any, Any]:
+    return _project(limits, backend, *inputs), inputs
+
+
+def _project_bwd(limits: _Limits, backend: str, inputs: Any, cotangents: Any) -> tuple[Array | None, ...]:
+    *cotangents, _ = cotangents  # depths only sort
+    backward = backends.dispatch("project_bwd", backend, inputs[0].dtype)
+    *gaussians, d_pose, d_intrinsics = backward(*inputs, *cotangents, **limits._asdict())
+    return *gaussians, None, d_pose, d_intrinsics  # features are only looked at
+
+
+_project.defvjp(_project_fwd, _project_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -101,106 +117,6 @@ def _blend_bwd(width: int, height: int, backend: str, residuals: Any, cotangents
 
 
 _blend.defvjp(_blend_fwd, _blend_bwd)
-
-
-def _project(
-    means: Float[Array, "b n 3"],
-    quats: Float[Array, "b n 4"],
-    scales: Float[Array, "b n 3"],
-    opacities: Float[Array, "b n"],
-    features: Float[Array, "b n c"],
-    world_to_camera: Float[Array, "b 4 4"],
-    intrinsics: Float[Array, "b 3 3"],
-    *,
-    near: float,
-    far: float,
-    eps2d: float,
-) -> _Projection:
-    """Means, inverse covariances and depths in the image, after replacing what cannot be drawn."""
-    camera = world_to_camera[:, :3, :3], world_to_camera[:, :3, 3], intrinsics
-    finite = jnp.all(_finite(means), -1) & jnp.all(_finite(features), -1) & _finite(opacities)
-    means = jnp.where(finite[..., None], means, 0)
-    points = jnp.einsum("bij,bnj->bni", camera[0], means, precision=lax.Precision.HIGHEST) + camera[1][:, None]
-    raw = (points, quats, scales)
-    # Found without gradient, then replaced before the differentiated pass: a NaN leaks through a `where` around it.
-    fixed = jax.tree.map(lax.stop_gradient, (raw, camera))
-    drawn = finite & _drawable(fixed[0], near, far)
-    fixed_points, fixed_quats, fixed_scales = _replace(drawn, fixed[0])
-    means2d, conics = _project_points(
-        fixed_points, fixed_quats, fixed_scales, fixed[1][0], fixed[1][2], eps2d
-    )
-    drawn &= jnp.all(_finite(means2d), -1) & jnp.all(_finite(conics), -1)
-    drawn &= (conics[..., 0] > 0) & (conics[..., 2] > 0)
-
-    points, quats, scales = _replace(drawn, raw)
-    means2d, conics = _project_points(points, quats, scales, camera[0], intrinsics, eps2d)
-    # An undrawn splat sits at the image's corner as a small round dot of opacity zero.
-    means2d = jnp.where(drawn[..., None], means2d, 0)
-    conics = jnp.where(drawn[..., None], conics, jnp.array([1, 0, 1], conics.dtype)[None, None])
-    opacities = jnp.where(drawn, opacities, 0)
-    features = jnp.where(drawn[..., None], features, 0)
-    return _Projection(means2d, conics, opacities, points[..., 2], features)
-
-
-def _drawable(raw: tuple[Array, Array, Array], near: float, far: float) -> Bool[Array, "b n"]:
-    points, quats, scales = raw
-    finite = [jnp.all(_finite(x), -1) for x in raw]
-    depth = points[..., 2]
-    return finite[0] & finite[1] & finite[2] & (depth >= near) & (depth <= far) & jnp.any(quats != 0, -1)
-
-
-def _replace(drawn: Array, raw: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """Harmless values where a splat is not drawn: a unit sphere, unrotated, one unit before the camera."""
-    points, quats, scales = raw
-    dtype, keep = points.dtype, drawn[..., None]
-    points = jnp.where(keep, points, jnp.array([0, 0, 1], dtype)[None, None])
-    quats = jnp.where(keep, quats, jnp.array([1, 0, 0, 0], dtype)[None, None])
-    return points, quats, jnp.where(keep, scales, 1)
-
-
-def _project_points(
-    points: Array, quats: Array, scales: Array, rotation: Array, intrinsics: Array, eps2d: float
-) -> tuple[Array, Array]:
-    """Camera-space points -> pixel means and conics (a, b, c), the inverses of J W Sigma W^T J^T + eps2d I.
-
-    With M = J W R(quat) diag(scale) of rows m1, m2 the determinant is |m1 x m2|^2 + eps2d (|m1|^2 + |m2|^2)
-    + eps2d^2 (Lagrange's identity): a sum of positive terms, where the usual difference cancels for needles.
-    """
-    x, y, z = points[..., 0], points[..., 1], points[..., 2]
-    fx, fy = intrinsics[:, None, 0, 0], intrinsics[:, None, 1, 1]
-    u, v = x / z, y / z
-    means2d = jnp.stack([fx * u + intrinsics[:, None, 0, 2], fy * v + intrinsics[:, None, 1, 2]], -1)
-    axes = jnp.einsum("bij,bnjk->bnik", rotation, _rotation(quats), precision=lax.Precision.HIGHEST)
-    axes = axes * scales[..., None, :]
-    first = (fx / z)[..., None] * (axes[..., 0, :] - u[..., None] * axes[..., 2, :])
-    second = (fy / z)[..., None] * (axes[..., 1, :] - v[..., None] * axes[..., 2, :])
-    xx, yy, xy = (jnp.sum(p * q, -1) for p, q in ((first, first), (second, second), (first, second)))
-    cross = jnp.cross(first, second)
-    determinant = jnp.sum(cross * cross, -1) + eps2d * (xx + yy) + eps2d * eps2d
-    return means2d, jnp.stack([yy + eps2d, -xy, xx + eps2d], -1) / determinant[..., None]
-
-
-def _rotation(quats: Array) -> Float[Array, "b n 3 3"]:
-    """Rotation matrices of wxyz quaternions of any length but zero."""
-    # The largest component becomes one first, so that squares neither overflow nor vanish.
-    quats = quats / lax.stop_gradient(jnp.max(jnp.abs(quats), -1, keepdims=True))
-    w, x, y, z = jnp.moveaxis(quats / jnp.linalg.norm(quats, axis=-1, keepdims=True), -1, 0)
-    entries = [
-        1 - 2 * (y * y + z * z),
-        2 * (x * y - w * z),
-        2 * (x * z + w * y),
-        2 * (x * y + w * z),
-        1 - 2 * (x * x + z * z),
-        2 * (y * z - w * x),
-        2 * (x * z - w * y),
-        2 * (y * z + w * x),
-        1 - 2 * (x * x + y * y),
-    ]
-    return jnp.stack(entries, -1).reshape(*w.shape, 3, 3)
-
-
-def _finite(x: Array) -> Array:
-    return jnp.isfinite(lax.stop_gradient(x))
 
 
 def _check(

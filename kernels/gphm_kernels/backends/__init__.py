@@ -24,6 +24,8 @@ from gphm_kernels.varying import promote, varying_axes
 NAMES = ("auto", "xla", "native", "callback", "triton", "nvdiffrast")
 _INSTEAD = "the portable XLA kernels run instead"
 _REFERENCES = {
+    "project_fwd": "projection",
+    "project_bwd": "projection",
     "blend_fwd": "splat",
     "blend_bwd": "splat",
     "rasterize_fwd": "mesh",

@@ -23,6 +23,7 @@ import jax
 from absl import logging
 
 _OPS = (
+    "projection",
     "splat_bins",
     "splat_fwd",
     "splat_bwd",
@@ -32,7 +33,7 @@ _OPS = (
     "marching_tetrahedra",
     "point_mlp",
 )
-_HANDLERS = ("cpu_handlers", "mesh_handlers", "cuda_launch")  # the boundary: compiled once, for any machine
+_ONCE = ("cpu_handlers", "mesh_handlers", "cuda_launch", "memory")  # the boundary and its kin: for any machine
 _FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # A sum may use fused multiply-adds; errno and trapping exceptions, which nothing reads, would keep square roots and
 # comparisons out of vectors. NaN and infinity keep their meaning (no -ffast-math): bad inputs are caught by them.
@@ -90,7 +91,7 @@ def packed_name() -> str:
 def _source_folder() -> pathlib.Path:
     package = pathlib.Path(__file__).resolve().parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):  # installed, or a checkout
-        if (folder / f"{_HANDLERS[0]}.cc").is_file():
+        if (folder / f"{_ONCE[0]}.cc").is_file():
             return folder
     raise BuildError(f"the kernels' C++ sources are missing beside {package}")
 
@@ -172,7 +173,7 @@ def _compile(
 ) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".objects-") as temporary:
         objects = pathlib.Path(temporary)
-        linked = [objects / f"{name}.o" for name in _HANDLERS]
+        linked = [objects / f"{name}.o" for name in _ONCE]
         commands = [
             # The FFI headers are taken as a system's: their warnings are not this project's.
             [*compiler, *_FLAGS, "-isystem", str(jax.ffi.include_dir()),

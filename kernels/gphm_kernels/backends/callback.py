@@ -1,11 +1,13 @@
 """The native CPU code called through `jax.pure_callback`: a bridge for platforms that have no FFI handler.
 
 Arguments travel to the host and results back; on CPU, `gphm_kernels.backends.native` is the fast path. The callbacks
-take and return NumPy arrays and run no JAX inside, which could deadlock.
+take and return NumPy arrays and run no JAX inside, which could deadlock. The projection of splats is left to XLA: there
+and back, its arrays would take longer than the work.
 """
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +45,7 @@ def _through_callback(describe: Callable[..., primitives.Primitive]) -> Callable
 
 def _run(name: str, sizes: np.ndarray, results: primitives.Results, *inputs: Any) -> Any:
     arrays = [np.ascontiguousarray(x) for x in inputs]
-    outputs = [np.empty(x.shape, x.dtype) for x in (results if isinstance(results, tuple) else (results,))]
+    outputs = [_empty(x) for x in (results if isinstance(results, tuple) else (results,))]
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
     failed = getattr(native.require(), f"gphm_c_{name}")(
         ctypes.c_void_p(sizes.ctypes.data),
@@ -57,6 +59,14 @@ def _run(name: str, sizes: np.ndarray, results: primitives.Results, *inputs: Any
     if failed:
         raise RuntimeError(message.value.decode())
     return tuple(outputs) if isinstance(results, tuple) else outputs[0]
+
+
+def _empty(result: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An uninitialised array at a multiple of 64 bytes: JAX takes such a one as it is, and copies others first."""
+    number = math.prod(result.shape) * result.dtype.itemsize
+    room = np.empty(number + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + number].view(result.dtype).reshape(result.shape)
 
 
 def _addresses(arrays: Sequence[np.ndarray]) -> ctypes.Array:

@@ -88,6 +88,8 @@ def _attribute(value: primitives.Attribute) -> np.int32 | np.ndarray:
     return np.array(value, np.int64) if isinstance(value, tuple) else np.int32(value)
 
 
+project_fwd = _through_ffi(primitives.project_fwd)
+project_bwd = _through_ffi(primitives.project_bwd)
 blend_fwd = _through_ffi(primitives.blend_fwd)
 blend_bwd = _through_ffi(primitives.blend_bwd)
 rasterize_fwd = _through_ffi(primitives.rasterize_fwd)

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from gphm_kernels.reference.dmtet import cube_table
 
 NAMES = (
+    "project_fwd",
+    "project_bwd",
     "blend_fwd",
     "blend_bwd",
     "rasterize_fwd",
@@ -38,6 +40,53 @@ class Primitive(NamedTuple):
     results: Results
     counts: tuple[int, ...]  # for C, which sees no shapes; the attributes follow them there
     attributes: dict[str, Attribute]
+
+
+def project_fwd(
+    means: Float[Array, "b n 3"],
+    quats: Float[Array, "b n 4"],
+    scales: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    world_to_camera: Float[Array, "b 4 4"],
+    intrinsics: Float[Array, "b 3 3"],
+    *,
+    near: float,
+    far: float,
+    eps2d: float,
+) -> Primitive:
+    """Projects Gaussians into the image; returns means2d, conics, opacities and depths, as `blend_fwd` takes them.
+
+    A splat that cannot be drawn (see `gphm_kernels.splat`) gets opacity zero. The features are only looked at: one
+    that is not a finite number makes its splat undrawable.
+    """
+    inputs = (means, quats, scales, opacities, features, world_to_camera, intrinsics)
+    batch, number, _ = means.shape
+    results = _floats(batch, number, 2), _floats(batch, number, 3), _floats(batch, number), _floats(batch, number)
+    return _describe("project_fwd", (*inputs, _limits(near, far, eps2d)), results, features.shape)
+
+
+def project_bwd(
+    means: Float[Array, "b n 3"],
+    quats: Float[Array, "b n 4"],
+    scales: Float[Array, "b n 3"],
+    opacities: Float[Array, "b n"],
+    features: Float[Array, "b n c"],
+    world_to_camera: Float[Array, "b 4 4"],
+    intrinsics: Float[Array, "b 3 3"],
+    d_means2d: Float[Array, "b n 2"],
+    d_conics: Float[Array, "b n 3"],
+    d_opacities: Float[Array, "b n"],
+    *,
+    near: float,
+    far: float,
+    eps2d: float,
+) -> Primitive:
+    """Cotangents of means, quats, scales, opacities, world_to_camera and intrinsics; depths only sort and have none."""
+    inputs = (means, quats, scales, opacities, features, world_to_camera, intrinsics)
+    results = tuple(_floats(*x.shape) for x in inputs if x is not features)
+    cotangents = d_means2d, d_conics, d_opacities
+    return _describe("project_bwd", (*inputs, _limits(near, far, eps2d), *cotangents), results, features.shape)
 
 
 def blend_fwd(
@@ -215,6 +264,11 @@ def mlp_bwd(
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _limits(*values: float) -> np.ndarray:
+    """Options that are not integers."""
+    return np.array(values, np.float32)
 
 
 def _integers(*shape: int) -> jax.ShapeDtypeStruct:

@@ -248,7 +248,8 @@ def _block(
         position=position,
         valid=valid,
         geometry=geometry,
-        features=splats.features[splat],
+        # A padded lane names some other splat, whose features need not be finite.
+        features=jnp.where(valid[..., None], splats.features[splat], 0),
         alpha=jnp.where(alive, alpha, 0),
         clamped=raw >= ALPHA_MAX,
         transmittance=after / (1 - alpha),
