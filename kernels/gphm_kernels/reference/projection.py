@@ -136,8 +136,12 @@ def _drawable(raw: _Gaussians, near: float, far: float) -> Bool[Array, "b n"]:
 
 def _replace(drawn: Array, raw: _Gaussians) -> _Gaussians:
     """Harmless values where a splat is not drawn: a unit sphere, unrotated, one unit before the camera."""
-    harmless = _Gaussians(point=[0, 0, 1], quat=[1, 0, 0, 0], scale=[1, 1, 1])
-    return jax.tree.map(lambda x, other: jnp.where(drawn, x, other), raw, harmless)
+    harmless = (0, 0, 1), (1, 0, 0, 0), (1, 1, 1)
+    replaced = (
+        [jnp.where(drawn, x, other) for x, other in zip(vector, others, strict=True)]
+        for vector, others in zip(raw, harmless, strict=True)
+    )
+    return _Gaussians(*replaced)
 
 
 def _project(gaussians: _Gaussians, camera: _Camera, eps2d: float) -> tuple[Vector, Vector]:
