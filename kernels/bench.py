@@ -183,6 +183,7 @@ def measure(case: str, scene: str, contenders: Contenders, seconds: float) -> li
         medians = {kind: statistics.median(times[name, kind]) for kind in ("forward", "both") if (name, kind) in times}
         calls = min(len(times[name, kind]) for kind in medians)
         rows.append(Row(case, scene, name, medians.get("forward"), medians.get("both"), calls))
+    print(table(rows), end="\n\n", flush=True)
     return rows
 
 
@@ -237,12 +238,18 @@ def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
     for ax, (axis, values) in zip(axes, GROWTH.items(), strict=True):
         for kind, label in (("forward_ms", "forward"), ("both_ms", "forward and backward")):
             ax.loglog(values, [getattr(by_case[f"growth: {axis}={v}"], kind) for v in values], "o-", label=label)
+        ax.set_xticks(values, labels=[_short(value) for value in values])
+        ax.minorticks_off()
         ax.set_xlabel({"splats": "splats", "channels": "channels", "size": "pixels a side"}[axis])
         ax.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("milliseconds")
     axes[0].legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _short(number: int) -> str:
+    return f"{number // 10**6}M" if number >= 10**6 else f"{number // 1000}k" if number % 1000 == 0 else str(number)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -310,7 +317,9 @@ def main(argv: Sequence[str]) -> None:
     (out / "bench.txt").write_text(text + "\n")
     result = {**environment(), "rows": [dataclasses.asdict(row) for row in rows], "exponents": exponents}
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(text)
+    if exponents:
+        print(text.splitlines()[-1])
+    print(f"the figures are in {out}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ namespace gphm {
 namespace {
 
 constexpr uint64_t kHuge = 2u << 20;        // bytes of a huge page
+#if defined(__SANITIZE_ADDRESS__)
+constexpr uint64_t kLarge = UINT64_MAX;     // a sanitizer sees errors at the ends of its own blocks alone
+#else
 constexpr uint64_t kLarge = 1u << 20;       // smaller blocks are the allocator's affair
+#endif
 constexpr uint64_t kMostKept = 256u << 20;  // bytes kept for the next call, in all
 constexpr int kMostBlocks = 64;
 

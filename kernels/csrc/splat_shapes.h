@@ -46,15 +46,20 @@ struct Shapes {
     const Vec a_ = a / most, b_ = b / most, c_ = c / most;
     // A needle's determinant is a difference of nearly equal products; with fused multiply-adds, `lost` is what the
     // rounding of b_ b_ loses (Kahan).
-    const Vec square = b_ * b_, lost = square - b_ * b_;
-    const Vec determinant = (a_ * c_ - square) + lost;
-    Mask drawn = bounded(x) & bounded(y) & bounded(depth) & bounded(opacity) & (opacity >= splat(kAlphaMin)) &
-                 (a > Vec{}) & (c > Vec{}) & (most < splat(1e30f)) & (determinant > Vec{});
+    const Vec square = b_ * b_, lost = square - b_ * b_, product = a_ * c_;
+    Vec determinant = (product - square) + lost;
+    Mask drawn = bounded(x) & bounded(y) & finite(depth) & finite(opacity) & (opacity >= splat(kAlphaMin)) &
+                 (a > Vec{}) & (c > Vec{}) & (most < splat(1e30f)) & (determinant > -1e-5f * product);
+    // That of a long needle may have been rounded to zero or below: then it is longer than any image.
+    determinant = select(determinant > 1e-9f * product, determinant, 1e-9f * product);
     log_opacity = log2(select(drawn, opacity, one));
     constexpr float kLn2 = 0.693147181f, kLog2Of255 = 7.99435344f;
-    Vec level = 2 * kLn2 * (log_opacity + kLog2Of255);
-    // Slack for the rounding of the exponent, a sum of terms that nearly cancel along a needle.
-    level += 1e-4f + 1e-6f * (level + 1e-4f) * (a_ * c_ / determinant);
+    Vec level = 2 * kLn2 * (log_opacity + kLog2Of255) + 1e-4f;
+    // Slack for the rounding of the exponent, a sum of terms that nearly cancel along a needle: they are greatest at
+    // its ends, or where it leaves the image.
+    const Vec at_ends = level * (product / determinant);
+    const Vec at_borders = a * farthest_square(x, in.width) + c * farthest_square(y, in.height);
+    level += 1e-6f * select(at_ends < at_borders, at_ends, at_borders);
     const Vec scale = level / determinant;
     half_width = root(scale * c_ / most), half_height = root(scale * a_ / most);
     constexpr float kLog2E = 1.44269504f;
@@ -68,6 +73,13 @@ struct Shapes {
   }
 
  private:
+  static inline __attribute__((always_inline)) Mask finite(Vec value) { return value - value == Vec{}; }
+  // The square of the distance from `at` to the farthest of `size` pixels.
+  static inline __attribute__((always_inline)) Vec farthest_square(Vec at, int64_t size) {
+    const Vec rest = static_cast<float>(size) - at, middle = splat(0.5f * static_cast<float>(size));
+    const Vec far = select(at > middle, at, rest);
+    return far * far;
+  }
   // Finite, with room for the sums above; written so that a NaN fails.
   static inline __attribute__((always_inline)) Mask bounded(Vec value) {
     return (value > splat(-1e30f)) & (value < splat(1e30f));
