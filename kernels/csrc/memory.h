@@ -26,6 +26,12 @@ void give_block(void* data, uint64_t bytes);
 
 namespace GPHM_ISA {
 
+// Zeroes an array. An empty one may be null, which memset does not take.
+template <typename T>
+static inline void set_zero(T* data, int64_t size) {
+  if (size) std::memset(static_cast<void*>(data), 0, static_cast<uint64_t>(size) * sizeof(T));
+}
+
 // An uninitialised, 64-byte aligned array of plain values. Growing keeps nothing unless asked to.
 template <typename T>
 class Array {
@@ -50,7 +56,7 @@ class Array {
   }
   void zero(int64_t size) {
     reserve(size);
-    std::memset(static_cast<void*>(data_), 0, static_cast<uint64_t>(size) * sizeof(T));
+    set_zero(data_, size);
   }
 
   T* data() { return data_; }

@@ -190,7 +190,7 @@ void differentiate_tile(const Tile& t, const Monomials& monomials, Worker& worke
     const Footprint& f = t.bins.footprint(t.list.ranks[i]);
     prefetch_row(t.features + f.splat * channels, channels);
   }
-  std::memset(t.records, 0, static_cast<uint64_t>(t.list.number * t.record) * sizeof(float));
+  set_zero(t.records, t.list.number * t.record);
   std::memset(t.d_background, 0, static_cast<uint64_t>(channels) * sizeof(float));
   for (int sub = 0; sub < kSubTiles; ++sub) {
     SubTile at(t.in, t.column, t.row, sub);
