@@ -83,12 +83,10 @@ void find_neighbours(const AntialiasInputs& in, Parallel& parallel, Array<int32_
   });
 }
 
-// The sign of a number; 2 for what is not one.
-GPHM_INLINE int8_t sign_of(double value) {
-  return static_cast<int8_t>(value > 0 ? 1 : value < 0 ? -1 : value == 0 ? 0 : 2);
-}
+GPHM_INLINE int8_t sign_of(double value) { return static_cast<int8_t>(value > 0 ? 1 : value < 0 ? -1 : 0); }
 
-// Which way round each face's corners run in the image: the determinant of (x, y, w), over the sign of each w.
+// Which way round each face's corners run in the image: the determinant of (x, y, w), over the sign of each w. Zero for
+// a face that cannot be drawn, which makes a silhouette of its neighbours' edges.
 void orient(const AntialiasInputs& in, const float* positions, Parallel& parallel, Array<int8_t>* orientation) {
   orientation->reserve(in.faces);
   parallel.run(blocks(in.faces, kChunk), [&](int64_t task, int) {
@@ -97,15 +95,19 @@ void orient(const AntialiasInputs& in, const float* positions, Parallel& paralle
       bool known = true;
       for (int i = 0; i < 3; ++i) {
         const int32_t vertex = in.indices[3 * face + i];
-        known = known && is_vertex(vertex, in.vertices);
+        known = known && is_vertex(vertex, in.vertices) && is_finite(positions + 4 * int64_t{vertex});
         p[i] = positions + 4 * int64_t{known ? vertex : 0};
+      }
+      if (!known) {
+        (*orientation)[face] = 0;
+        continue;
       }
       // About the first corner, like the edge functions: images of small faces far from the origin keep their digits.
       const double w0 = p[0][3], w1 = p[1][3], w2 = p[2][3];
       const double jx = p[1][0] * w0 - p[0][0] * w1, jy = p[1][1] * w0 - p[0][1] * w1;
       const double kx = p[2][0] * w0 - p[0][0] * w2, ky = p[2][1] * w0 - p[0][1] * w2;
       const int8_t turn = sign_of(jx * ky - jy * kx), behind = sign_of(w1 * w2);
-      (*orientation)[face] = known ? turn == 2 || behind == 2 ? 2 : static_cast<int8_t>(turn * behind) : 0;
+      (*orientation)[face] = static_cast<int8_t>(turn * behind);
     }
   });
 }
@@ -126,7 +128,7 @@ void find_silhouettes(const AntialiasInputs& in, const Array<int32_t>& across, c
         const int8_t a = orientation[face], b = orientation[other / 2];
         // A neighbour that runs along the edge the same way has its third corner on the side opposite to its turn.
         const bool same_side = other % 2 ? a * b >= 0 : a * b <= 0;
-        found |= (a != 2 && b != 2 && same_side) << i;
+        found |= same_side << i;
       }
       (*silhouette)[face] = static_cast<uint8_t>(found);
     }
@@ -348,7 +350,7 @@ void antialias_bwd(const AntialiasInputs& in, const float* d_result, float* d_im
     });
     // On one thread, in order: silhouettes are few.
     float* positions = d_positions + index * in.vertices * 4;
-    std::memset(positions, 0, static_cast<uint64_t>(in.vertices * 4) * sizeof(float));
+    set_zero(positions, in.vertices * 4);
     for (int64_t y = 0; y < in.height; ++y) {
       Band& band = bands[y / kBand];
       for (const Crossing* c = band.begin(y); c < band.end(y); ++c) positions_bwd(view, *c, positions);

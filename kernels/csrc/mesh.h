@@ -2,6 +2,7 @@
 #ifndef GPHM_MESH_H_
 #define GPHM_MESH_H_
 
+#include <cmath>
 #include <cstdint>
 
 #include "cpu_ops.h"
@@ -33,6 +34,13 @@ static inline bool is_drawable(const int32_t* corner, int64_t vertices) {
     if (!is_vertex(corner[i], vertices) || corner[i] == corner[(i + 1) % 3]) return false;
   }
   return true;
+}
+
+// Whether a vertex can be drawn: beyond 1e18 its coordinates count as infinite, so that products of three stay finite.
+static inline bool is_finite(const float* position) {
+  bool finite = true;
+  for (int i = 0; i < 4; ++i) finite = finite && std::fabs(position[i]) < 1e18f;  // false for a NaN
+  return finite;
 }
 
 // Values by key, those of equal keys in the order of their items: a counting sort. The lists are the same for any

@@ -87,9 +87,7 @@ Rectangle set_up(const RasterizeInputs& in, const float* positions, const int32_
   const float* p[3];
   for (int i = 0; i < 3; ++i) {
     p[i] = positions + int64_t{4} * corner[i];
-    for (int axis = 0; axis < 4; ++axis) {
-      if (!(std::fabs(p[i][axis]) < 1e18f)) return kNothing;  // products of three stay finite; NaN fails
-    }
+    if (!is_finite(p[i])) return kNothing;
   }
   if (outside_volume(p)) return kNothing;
   const Rectangle rectangle = bound(p, in.width, in.height);

@@ -31,7 +31,7 @@ from gphm_kernels.rows import take_rows
 from gphm_kernels.varying import promote, varying_axes
 
 BLOCK = 64  # faces tested at once
-MAX_POSITION = 1e18  # beyond it products of coordinates overflow float32
+MAX_POSITION = 1e18  # coordinates of this size and more count as infinite
 
 
 def rasterize_fwd(
@@ -44,7 +44,7 @@ def rasterize_fwd(
     layout = make_layout(batch, width, height)
     corners = gather_corners(clip_positions, faces)
     rectangles = bounds(layout, corners, faces, clip_positions.shape[1])
-    corners = corners.reshape(batch * number, 3, 4)
+    corners = balanced(corners.reshape(batch * number, 3, 4), (-2, -1))
 
     def visit(carry: Array, bins: Bins, tiles: Array, last: Array) -> Array:
         nearest = _draw_chunk(layout, corners, bins, tiles, last)
@@ -57,6 +57,9 @@ def rasterize_fwd(
     seen = face >= 0
     x, y = centres(width, height, clip_positions.dtype)
     coordinates = barycentrics(corners[jnp.maximum(face, 0)], x[None, None], y[None, :, None], seen)
+    # A face without area, which only rounding can have drawn, has no coordinates.
+    seen &= jnp.all(jnp.isfinite(coordinates), -1)
+    coordinates = jnp.where(seen[..., None], coordinates, 0)
     # Faces are numbered through the batch here, and within their mesh outside.
     index = jnp.where(seen, face % number + 1, 0).astype(clip_positions.dtype)
     return jnp.concatenate([coordinates, index[..., None]], -1)
@@ -141,12 +144,35 @@ def barycentrics(
     """(u, v, z/w) at points of the corners' faces; zero, with zero gradient, where not seen. Differentiable."""
     harmless = jnp.array([[0, 1, 0, 1], [-1, -1, 0, 1], [1, -1, 0, 1]], corners.dtype)
     harmless = harmless.reshape((1,) * (corners.ndim - 2) + (3, 4))
-    corners = jnp.where(seen[..., None, None], corners, harmless)
+    corners = balanced(jnp.where(seen[..., None, None], corners, harmless), (-2, -1))
     a = edge_functions(corners, jnp.where(seen, x, 0), jnp.where(seen, y, 0))
     depth = sum(e * corners[..., i, 2] for i, e in enumerate(a))
     scale = sum(e * corners[..., i, 3] for i, e in enumerate(a))
-    result = jnp.stack([a[0] / (a[0] + a[1] + a[2]), a[1] / (a[0] + a[1] + a[2]), depth / scale], -1)
+    whole = a[0] + a[1] + a[2]
+    result = jnp.stack([_ratio(a[0], whole), _ratio(a[1], whole), _ratio(depth, scale)], -1)
     return jnp.where(seen[..., None], result, 0)
+
+
+@jax.custom_jvp
+def _ratio(x: Array, y: Array) -> Array:
+    """x / y, with a derivative that does not square y, which may vanish."""
+    return x / y
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    ratio = _ratio(*primals)
+    return ratio, (tangents[0] - ratio * tangents[1]) / primals[1]
+
+
+def balanced(points: Float[Array, "*n 4"], axes: int | tuple[int, int]) -> Float[Array, "*n 4"]:
+    """Points times the power of two that brings the largest number along the axes into [1/2, 1).
+
+    Homogeneous coordinates mean the same then, to the bit, and no product of three leaves the range of float32.
+    """
+    largest = jnp.max(jnp.abs(lax.stop_gradient(points)), axes, keepdims=True)
+    exponent = jnp.clip(jnp.frexp(largest)[1], -100, 100)  # what is not finite is not drawn, but must not hurt
+    return points * jnp.ldexp(jnp.ones((), points.dtype), -exponent)
 
 
 def drawable(faces: Int[Array, "f 3"], vertices: int) -> Bool[Array, "f"]:
@@ -243,15 +269,19 @@ def _edge(x: Array, y: Array, w: Array, j: int, k: int) -> tuple[Array, Array, A
     """p_j x p_k, with the exact negative for the face on the edge's other side: no cracks, no pixel drawn twice.
 
     The product is taken in an order that both faces share, from the lesser corner to the greater; then rounding,
-    and fused multiply-adds, do the same on both sides.
+    and fused multiply-adds, do the same on both sides. Of corners close to each other it is a x (b - a): the rounding
+    of a x b would send the edges of collapsed faces through anywhere.
     """
     x0, y0, w0, x1, y1, w1 = x[..., j], y[..., j], w[..., j], x[..., k], y[..., k], w[..., k]
     swap = (x0 > x1) | ((x0 == x1) & ((y0 > y1) | ((y0 == y1) & (w0 > w1))))
     a = [jnp.where(swap, second, first) for first, second in ((x0, x1), (y0, y1), (w0, w1))]
     b = [jnp.where(swap, first, second) for first, second in ((x0, x1), (y0, y1), (w0, w1))]
+    d = [second - first for first, second in zip(a, b, strict=True)]
+    close = sum(jnp.abs(e) for e in d) < sum(jnp.abs(e) for e in b)
+    d = [jnp.where(close, difference, second) for difference, second in zip(d, b, strict=True)]
     sign = jnp.where(swap, -1, 1).astype(x.dtype)
     return (
-        sign * (a[1] * b[2] - a[2] * b[1]),
-        sign * (a[2] * b[0] - a[0] * b[2]),
-        sign * (a[0] * b[1] - a[1] * b[0]),
+        sign * (a[1] * d[2] - a[2] * d[1]),
+        sign * (a[2] * d[0] - a[0] * d[2]),
+        sign * (a[0] * d[1] - a[1] * d[0]),
     )

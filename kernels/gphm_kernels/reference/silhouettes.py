@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from gphm_kernels.reference.mesh import centres, drawable, edge_functions
+from gphm_kernels.reference.mesh import MAX_POSITION, balanced, centres, drawable, edge_functions
 from gphm_kernels.rows import take_rows
 
 
@@ -24,7 +24,7 @@ def antialias_fwd(
     height, width = image.shape[1:3]
     result = image
     for axis, pairs in crossing_pairs(lax.stop_gradient(raster), lax.stop_gradient(clip_positions), faces):
-        t = _crossing_fraction(clip_positions, faces, pairs, axis, (height, width))
+        t = _crossing_fraction(balanced(clip_positions, -1), faces, pairs, axis, (height, width))
         result = result + _blend_pairs(image, t, pairs.active, pairs.first_nearer, axis)
     return result
 
@@ -54,6 +54,9 @@ def crossing_pairs(
     raster: Float[Array, "b h w 4"], positions: Float[Array, "b v 4"], faces: Int[Array, "f 3"]
 ) -> list[tuple[int, Pairs]]:
     """The horizontal (axis 2) and vertical (axis 1) pairs of an image; an axis of one pixel has none."""
+    # The length of homogeneous coordinates moves no point; those of an infinite one are left to be recognised.
+    infinite = ~jnp.all(jnp.abs(positions) < MAX_POSITION, -1, keepdims=True)
+    positions = jnp.where(infinite, jnp.inf, balanced(positions, -1))
     table = positions[:, jnp.clip(faces, 0, positions.shape[1] - 1)]  # [b f 3 4]
     silhouette = _silhouette_edges(table, positions, opposite_vertices(faces, positions.shape[1]))
     return [(axis, _pairs(raster, table, silhouette, axis)) for axis in (2, 1) if raster.shape[axis] > 1]
@@ -87,13 +90,14 @@ def opposite_vertices(faces: Int[Array, "f 3"], vertices: int) -> Int[Array, "f 
 def _silhouette_edges(
     table: Float[Array, "b f 3 4"], positions: Float[Array, "b v 4"], opposite: Int[Array, "f 3"]
 ) -> Bool[Array, "b f 3"]:
-    """Whether the surface ends at an edge, as seen: no neighbour, or one on the same side of it in the image."""
+    """Whether the surface ends at an edge, as seen: no drawn neighbour, or one on the same side of it in the image."""
     beyond = positions[:, jnp.maximum(opposite, 0)]  # [b f 3 4]
     flags = []
     for i in range(3):
         j, k = table[:, :, (i + 1) % 3], table[:, :, (i + 2) % 3]
         own, other = _side(j, k, table[:, :, i]), _side(j, k, beyond[:, :, i])
-        flags.append((opposite[None, :, i] < 0) | (own * other >= 0))
+        undrawn = (opposite[None, :, i] < 0) | jnp.isinf(beyond[:, :, i, 3])
+        flags.append(undrawn | (own * other >= 0))
     return jnp.stack(flags, -1)
 
 
