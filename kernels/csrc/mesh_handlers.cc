@@ -26,9 +26,9 @@ std::string check_tetrahedra(const TetrahedraInputs& in) {
   const std::string name = "marching_tetrahedra";
   int64_t edges = 7;
   for (int64_t side : in.shape) {
-    if (side < 2 || side > kMaxPixels) return name + ": the grid must have from 2 to 1048576 vertices a side";
+    if (side < 2) return name + ": the grid must have at least 2 vertices a side";
+    if (side > kMaxCorners / edges) return name + ": more edges than int32 can number; use fewer cells";
     edges *= side;
-    if (edges > kMaxCorners) return name + ": more edges than int32 can number; use fewer cells";
   }
   if (in.max_vertices < 1 || in.max_faces < 1) return name + ": max_vertices and max_faces must be at least 1";
   // The tables lead into memory.

@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kChunk = 4096;  // splats; a multiple of every vector's length
 constexpr int kCameraSums = 16;   // W by rows, t, fx, fy, cx, cy
+constexpr float kInfinite = 1e30f, kMaxConic = 1e9f;  // as in reference/projection.py
 
 struct Vec3 {
   Vec x, y, z;
@@ -35,7 +36,7 @@ GPHM_INLINE Vec3 cross(const Vec3& a, const Vec3& b) {
 
 GPHM_INLINE Vec absolute(Vec x) { return select(x < Vec{}, -x, x); }
 GPHM_INLINE Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
-GPHM_INLINE Mask finite(Vec x) { return x - x == Vec{}; }
+GPHM_INLINE Mask finite(Vec x) { return absolute(x) < splat(kInfinite); }  // false for a NaN
 GPHM_INLINE Mask finite(const Vec3& a) { return finite(a.x) & finite(a.y) & finite(a.z); }
 
 struct Camera {
@@ -136,11 +137,11 @@ GPHM_INLINE void project_point(const Camera& camera, float eps2d, Splats& s) {
 GPHM_INLINE Mask finite_features(const float* features, int64_t number, int64_t channels) {
   Mask all{};
   for (int64_t lane = 0; lane < number; ++lane) {
-    Vec nothing{};
+    Mask infinite{};
     each_vector(channels, [&](int64_t at, int64_t part) __attribute__((always_inline)) {
-      nothing += load(features + lane * channels + at, part) * 0.f;  // not a number where it is not finite
+      infinite |= ~finite(load(features + lane * channels + at, part));
     });
-    all[lane] = any(nothing != Vec{}) ? 0 : -1;
+    all[lane] = any(infinite) ? 0 : -1;
   }
   return all;
 }
@@ -173,8 +174,8 @@ GPHM_INLINE Splats load_splats(const ProjectInputs& in, const Camera& camera, in
     fixed.unit = {unit.w / length, unit.x / length, unit.y / length, unit.z / length};
     fixed.length = most * length;
     project_point(camera, in.eps2d, fixed);
-    fixed.drawn = drawn & finite(fixed.mean_x) & finite(fixed.mean_y) & finite(fixed.a) & finite(fixed.b) &
-                  finite(fixed.c) & (fixed.a > Vec{}) & (fixed.c > Vec{});
+    fixed.drawn = drawn & finite(fixed.mean_x) & finite(fixed.mean_y) & finite(fixed.b);
+    for (const Vec diagonal : {fixed.a, fixed.c}) fixed.drawn &= (diagonal > Vec{}) & (diagonal < splat(kMaxConic));
     // What came out unfit is replaced as well, since the gradient runs through all that is computed here.
     if (round || !any(drawn & ~fixed.drawn)) return fixed;
     drawn = fixed.drawn;

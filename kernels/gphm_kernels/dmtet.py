@@ -7,6 +7,7 @@ count of crossing edges before it; faces come from one table over a cube's eight
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from gphm_kernels import backends
+from gphm_kernels.arguments import MAX_INT32, as_floating, check_integer
 from gphm_kernels.reference.dmtet import DIRECTIONS
 
 Resolution = int | tuple[int, int, int]
@@ -38,12 +40,12 @@ def marching_tetrahedra(
     needs. overflow: these exceed max_vertices or max_faces and the surface has holes; the caller must look.
     The surface is closed unless it crosses the grid's boundary. Raises ValueError on shapes that do not fit.
     """
-    shape = _grid_shape(resolution)
+    shape = _grid_shape("marching_tetrahedra", resolution)
     for name, value in (("max_vertices", max_vertices), ("max_faces", max_faces)):
-        if value < 1:
-            raise ValueError(f"marching_tetrahedra: {name}={value}: need at least 1")
-    batch = _leading(jnp.shape(sdf), shape)
-    sdf = lax.stop_gradient(jnp.asarray(sdf)).reshape(-1, *shape)
+        check_integer("marching_tetrahedra", name, value, 1, MAX_INT32)
+    sdf = lax.stop_gradient(as_floating("marching_tetrahedra", "sdf", sdf))
+    batch = _leading(sdf.shape, shape)
+    sdf = sdf.reshape(math.prod(batch), *shape)
     backends.check(backend, sdf.dtype)
     extract = backends.dispatch("marching_tetrahedra", backend, sdf.dtype)
     edges, faces, counts = extract(sdf, max_vertices=max_vertices, max_faces=max_faces)
@@ -54,7 +56,7 @@ def marching_tetrahedra(
 
 def grid_vertices(resolution: Resolution) -> Float[Array, "g 3"]:
     """Grid vertices in [-1, 1]^3, x slowest: vertex (i, j, k) has index (i (ny + 1) + j) (nz + 1) + k."""
-    axes = [np.linspace(-1.0, 1.0, size, dtype=np.float32) for size in _grid_shape(resolution)]
+    axes = [np.linspace(-1.0, 1.0, size, dtype=np.float32) for size in _grid_shape("grid_vertices", resolution)]
     return jnp.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
 
 
@@ -72,14 +74,17 @@ def edge_interpolate(values: Float[Array, "*b m 2 c"], sdf: Float[Array, "*b m 2
     return first + (s0 / (s0 - s1))[..., None] * (second - first)
 
 
-def _grid_shape(resolution: Resolution) -> tuple[int, int, int]:
+def _grid_shape(operation: str, resolution: Resolution) -> tuple[int, int, int]:
     """Vertices a side."""
-    cells = (resolution,) * 3 if isinstance(resolution, int) else tuple(resolution)
-    if len(cells) != 3 or any(not isinstance(n, int) or n < 1 for n in cells):
-        raise ValueError(f"resolution={resolution}: need cells a side, one positive integer or three")
-    if DIRECTIONS * math.prod(n + 1 for n in cells) >= 2**31:
-        raise ValueError(f"resolution={resolution}: more edges than int32 can number; use fewer cells")
-    return cells[0] + 1, cells[1] + 1, cells[2] + 1
+    cells = tuple(resolution) if isinstance(resolution, Sequence | np.ndarray) else (resolution,) * 3
+    if len(cells) != 3:
+        raise ValueError(f"{operation}: resolution={resolution}: need cells a side, one integer or three")
+    for n in cells:
+        check_integer(operation, "resolution", n, 1, MAX_INT32)
+    nx, ny, nz = (int(n) + 1 for n in cells)
+    if DIRECTIONS * nx * ny * nz > MAX_INT32:
+        raise ValueError(f"{operation}: resolution={resolution}: more edges than int32 can number; use fewer cells")
+    return nx, ny, nz
 
 
 def _leading(shape: tuple[int, ...], grid: tuple[int, int, int]) -> tuple[int, ...]:

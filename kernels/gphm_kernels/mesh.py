@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gphm_kernels import backends
-from gphm_kernels.arguments import check_arrays, check_image_size, flatten_batch
+from gphm_kernels.arguments import as_faces, check_arrays, check_devices, check_image_size, flatten_batch
 from gphm_kernels.varying import promote, varying_axes
 
 MAX_FACES = 2**24 - 1  # face index + 1 must be exact in a float32 raster
@@ -34,17 +34,17 @@ def rasterize_mesh(
     ValueError on wrong shapes, and in float32 on more than 16,777,215 faces.
     """
     arrays, batch, _ = check_arrays("rasterize_mesh", {"clip_positions": (clip_positions, "v 4")})
-    _check_faces("rasterize_mesh", faces)
+    faces = as_faces("rasterize_mesh", faces)
+    check_devices("rasterize_mesh", {**arrays, "faces": faces})
     check_image_size("rasterize_mesh", width, height)
     positions = flatten_batch(arrays["clip_positions"], batch, 2)
     backends.check(backend, positions.dtype)
-    if positions.dtype == jnp.float32 and jnp.shape(faces)[0] > MAX_FACES:
+    if positions.dtype == jnp.float32 and faces.shape[0] > MAX_FACES:
         raise ValueError(
-            f"rasterize_mesh: faces has {jnp.shape(faces)[0]} rows; a float32 raster tells {MAX_FACES} apart"
+            f"rasterize_mesh: faces has {faces.shape[0]} rows; a float32 raster tells {MAX_FACES} apart"
         )
-    if not (positions.shape[1] and jnp.shape(faces)[0]):
+    if not (positions.shape[1] and faces.shape[0]):
         return jnp.zeros((*batch, height, width, 4), positions.dtype)
-    faces = jnp.asarray(faces, jnp.int32)
     positions = promote(positions, varying_axes(positions, faces))
     return _rasterize(width, height, backend, positions, faces).reshape(*batch, height, width, 4)
 
@@ -82,10 +82,10 @@ def interpolate(
     """
     named = {"attributes": (attributes, "v c"), "raster": (raster, "h w 4")}
     arrays, batch, sizes = check_arrays("interpolate", named)
-    _check_faces("interpolate", faces)
+    faces = as_faces("interpolate", faces)
+    check_devices("interpolate", {**arrays, "faces": faces})
     table, pixels = (flatten_batch(x, batch, rank) for x, rank in zip(arrays.values(), (2, 3), strict=True))
     backends.check(backend, table.dtype)
-    faces = jnp.asarray(faces, jnp.int32)
     if not (table.size and faces.shape[0]):
         return jnp.zeros((*batch, sizes["h"], sizes["w"], sizes["c"]), table.dtype)
     table, pixels = promote((table, pixels), varying_axes(table, pixels, faces))
@@ -130,11 +130,11 @@ def antialias(
     """
     named = {"image": (image, "h w c"), "raster": (raster, "h w 4"), "clip_positions": (clip_positions, "v 4")}
     arrays, batch, _ = check_arrays("antialias", named)
-    _check_faces("antialias", faces)
+    faces = as_faces("antialias", faces)
+    check_devices("antialias", {**arrays, "faces": faces})
     ranks = (3, 3, 2)
     image, raster, positions = (flatten_batch(x, batch, r) for x, r in zip(arrays.values(), ranks, strict=True))
     backends.check(backend, image.dtype)
-    faces = jnp.asarray(faces, jnp.int32)
     if not (image.size and positions.shape[1] and faces.shape[0]):
         return image.reshape(*batch, *image.shape[1:])
     image, raster, positions = promote((image, raster, positions), varying_axes(image, raster, positions, faces))
@@ -157,11 +157,3 @@ def _antialias_bwd(backend: str, inputs: Any, d_result: Array) -> tuple[Array, N
 
 
 _antialias.defvjp(_antialias_fwd, _antialias_bwd)
-
-
-def _check_faces(operation: str, faces: Any) -> None:
-    shape, dtype = jnp.shape(faces), jnp.result_type(faces)
-    if len(shape) != 2 or shape[1] != 3:
-        raise ValueError(f"{operation}: faces has shape {shape}; it must be [f 3], shared by the whole batch")
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"{operation}: faces is {dtype}; it must be integer vertex indices")

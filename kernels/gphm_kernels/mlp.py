@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gphm_kernels import backends
+from gphm_kernels.arguments import as_floating, check_devices, common_dtype
 from gphm_kernels.reference import mlp as reference
 from gphm_kernels.varying import promote, varying_axes
+
+MAX_LAYERS, MAX_WIDTH = 1024, 65536  # what the native code takes
 
 
 def point_mlp(
@@ -34,18 +37,13 @@ def point_mlp(
     nothing but the inputs; "xla" is plain JAX, whose gradient keeps the activations. Raises ValueError on wrong
     shapes, dtypes or options.
     """
-    kernels, biases = tuple(jnp.asarray(x) for x in kernels), tuple(jnp.asarray(x) for x in biases)
-    features, first_bias = jnp.asarray(features), jnp.asarray(first_bias)
+    features, kernels, biases, first_bias = _as_arrays(features, kernels, biases, first_bias)
     sizes, batch = _check(features, kernels, biases, first_bias)
-    dtype = jnp.result_type(features, first_bias, *kernels, *biases)
-    if dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(
-            f"point_mlp: the arguments' common dtype is {dtype}; cast them to float32 (or float64)"
-        )
+    dtype = features.dtype
     backends.check(backend, dtype)
     layers = zip(kernels, biases, strict=True)
-    parameters = jnp.concatenate([x.astype(dtype).reshape(-1) for layer in layers for x in layer])
-    features, first_bias = _flatten(features.astype(dtype), first_bias.astype(dtype), batch)
+    parameters = jnp.concatenate([x.reshape(-1) for layer in layers for x in layer])
+    features, first_bias = _flatten(features, first_bias, batch)
     arrays = (features, parameters, first_bias)
     # Outside the custom_vjp, so that inside `shard_map` the gradient of a replicated input is summed over devices.
     arrays = promote(arrays, varying_axes(arrays))
@@ -76,6 +74,20 @@ def _mlp_bwd(sizes: tuple[int, ...], backend: str, inputs: Any, d_result: Array)
 _mlp.defvjp(_mlp_fwd, _mlp_bwd)
 
 
+def _as_arrays(
+    features: Any, kernels: Sequence[Any], biases: Sequence[Any], first_bias: Any
+) -> tuple[Array, tuple[Array, ...], tuple[Array, ...], Array]:
+    """The arguments as arrays of one floating dtype, on one device."""
+    named = {"features": features, "first_bias": first_bias}
+    named |= {f"kernels[{i}]": x for i, x in enumerate(kernels)} | {f"biases[{i}]": x for i, x in enumerate(biases)}
+    arrays = {name: as_floating("point_mlp", name, value) for name, value in named.items()}
+    dtype = common_dtype("point_mlp", arrays)
+    check_devices("point_mlp", arrays)
+    features, first_bias, *layers = (x.astype(dtype) for x in arrays.values())
+    number = len(kernels)
+    return features, tuple(layers[:number]), tuple(layers[number:]), first_bias
+
+
 def _check(
     features: Array, kernels: tuple[Array, ...], biases: tuple[Array, ...], first_bias: Array
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -84,6 +96,8 @@ def _check(
         raise ValueError(
             f"point_mlp: {len(kernels)} kernels and {len(biases)} biases; give one of each for every layer"
         )
+    if len(kernels) > MAX_LAYERS:
+        raise ValueError(f"point_mlp: {len(kernels)} layers; there can be {MAX_LAYERS}")
     if features.ndim < 2 or first_bias.ndim < 1:
         raise ValueError(
             f"point_mlp: features {features.shape} and first_bias {first_bias.shape} must end in [n, d] and [w]"
@@ -96,8 +110,8 @@ def _check(
                 f"they must be [{sizes[-1]}, m] and [m]"
             )
         sizes.append(kernel.shape[1])
-    if 0 in sizes:
-        raise ValueError(f"point_mlp: the widths are {sizes}; each must be at least 1")
+    if not all(1 <= size <= MAX_WIDTH for size in sizes):
+        raise ValueError(f"point_mlp: the widths are {sizes}; each must be from 1 to {MAX_WIDTH}")
     if first_bias.shape[-1] != sizes[1]:
         raise ValueError(
             f"point_mlp: first_bias has shape {first_bias.shape}; it must end in the first layer's width, {sizes[1]}"

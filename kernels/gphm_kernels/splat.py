@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from gphm_kernels import backends
-from gphm_kernels.arguments import check_arrays, check_image_size, flatten_batch
+from gphm_kernels.arguments import as_number, check_arrays, check_image_size, flatten_batch
 from gphm_kernels.varying import promote, varying_axes
+
+MAX_CAMERA = 1e9  # greater values of a camera would leave the range of float32 in any splat's projection
 
 
 def splat(
@@ -41,17 +44,20 @@ def splat(
     0.99 clamps. `quats` are wxyz and normalised here; the sign of a scale has no effect; `background` is black by
     default; `eps2d` (px^2) is added to the 2D variances.
 
-    A splat outside [near, far], with a non-finite value in any array, or with a zero quaternion is not drawn and
-    gets zero gradient. Raises ValueError on wrong shapes, dtypes or options. The camera is trusted: a rigid
-    world_to_camera gives Gaussians their size.
+    A splat outside [near, far], with a value in any array that is not finite (below 1e30), with a zero quaternion, or
+    whose projection leaves the range of float32 (as 1e9 pixels across do) is not drawn and gets zero gradient; so are
+    all splats before a camera with a value that is not finite or above 1e9. Raises ValueError or TypeError on wrong
+    arrays, shapes, dtypes or options. Trusted: the background, and the camera; a rigid world_to_camera gives Gaussians
+    their size.
     """
     arrays, batch = _check(means, quats, scales, opacities, features, world_to_camera, intrinsics, background)
-    _check_options(width, height, near, far, eps2d)
+    near, far, eps2d = _check_options(width, height, near, far, eps2d)
     backends.check(backend, arrays[0].dtype)
     arrays = _flatten(arrays, batch)
     # Outside the custom_vjp, so that inside `shard_map` the gradient of a replicated input is summed over devices.
     arrays = promote(arrays, varying_axes(arrays))
     means, quats, scales, opacities, features, world_to_camera, intrinsics, background = arrays
+    opacities, world_to_camera, intrinsics = _replace_bad_cameras(opacities, world_to_camera, intrinsics)
     limits = _Limits(near, far, eps2d)
     projection = _project(limits, backend, means, quats, scales, opacities, features, world_to_camera, intrinsics)
     image, alpha = _blend(width, height, backend, *projection, features, background)
@@ -119,6 +125,21 @@ def _blend_bwd(width: int, height: int, backend: str, residuals: Any, cotangents
 _blend.defvjp(_blend_fwd, _blend_bwd)
 
 
+def _replace_bad_cameras(
+    opacities: Float[Array, "b n"], world_to_camera: Float[Array, "b 4 4"], intrinsics: Float[Array, "b 3 3"]
+) -> tuple[Array, Array, Array]:
+    """Where a camera has a value that is not finite or too large: another one, and no splats for it to draw."""
+    read = world_to_camera[:, :3], intrinsics[:, :2]
+    largest = jnp.maximum(*(jnp.max(jnp.abs(lax.stop_gradient(x)), (1, 2)) for x in read))
+    good = largest <= MAX_CAMERA  # a NaN is not
+    opacities = jnp.where(good[:, None], opacities, 0)
+    world_to_camera, intrinsics = (
+        jnp.where(good[:, None, None], x, jnp.eye(x.shape[1], dtype=x.dtype)[None])
+        for x in (world_to_camera, intrinsics)
+    )
+    return opacities, world_to_camera, intrinsics
+
+
 def _check(
     means: Any,
     quats: Any,
@@ -150,12 +171,17 @@ def _check(
     return tuple(arrays.values()), batch
 
 
-def _check_options(width: int, height: int, near: float, far: float, eps2d: float) -> None:
+def _check_options(width: int, height: int, near: float, far: float, eps2d: float) -> tuple[float, float, float]:
+    """near, far and eps2d as Python numbers."""
     check_image_size("splat", width, height)
+    near, far, eps2d = (
+        as_number("splat", name, value) for name, value in (("near", near), ("far", far), ("eps2d", eps2d))
+    )
     if not 0 < near < far:
         raise ValueError(f"splat: near={near}, far={far}: need 0 < near < far")
     if not 0 <= eps2d < float("inf"):
         raise ValueError(f"splat: eps2d={eps2d}: need a finite variance of at least 0 (px^2)")
+    return near, far, eps2d
 
 
 def _flatten(arrays: tuple[Array, ...], batch: tuple[int, ...]) -> tuple[Array, ...]:

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+INFINITE = 1e30  # values of this size and more count as infinite
+MAX_CONIC = 1e9  # px^-2; a splat narrower than 3e-5 px, which only eps2d = 0 lets be, has no gradient in float32
+
 Vector = list[Array]  # its components, each [b n]
 Matrix = list[list[Array]]  # its entries, each [b 1]
 
@@ -52,7 +55,7 @@ def project_fwd(
     opacity zero and harmless geometry.
     """
     camera = _camera(world_to_camera, intrinsics)
-    finite = _finite([*_components(means), opacities]) & jnp.all(jnp.isfinite(lax.stop_gradient(features)), -1)
+    finite = _finite([*_components(means), opacities]) & jnp.all(_is_finite(features), -1)
     mean = [jnp.where(finite, x, 0) for x in _components(means)]
     point = [x + t for x, t in zip(_rotate(camera.rotation, mean), camera.translation, strict=True)]
     raw = _Gaussians(point, _components(quats), _components(scales))
@@ -60,7 +63,9 @@ def project_fwd(
     fixed, fixed_camera = lax.stop_gradient((raw, camera))
     drawn = finite & _drawable(fixed, near, far)
     mean2d, conic = _project(_replace(drawn, fixed), fixed_camera, eps2d)
-    drawn &= _finite([*mean2d, *conic]) & (conic[0] > 0) & (conic[2] > 0)
+    drawn &= _finite([*mean2d, *conic])
+    for diagonal in (conic[0], conic[2]):
+        drawn &= (diagonal > 0) & (diagonal < MAX_CONIC)
 
     mean2d, conic = _project(_replace(drawn, raw), camera, eps2d)
     # An undrawn splat sits at the image's corner as a small round dot of opacity zero.
@@ -125,7 +130,11 @@ def _stack(components: Vector) -> Float[Array, "b n k"]:
 
 
 def _finite(components: Sequence[Array]) -> Bool[Array, "b n"]:
-    return reduce(operator.and_, (jnp.isfinite(lax.stop_gradient(x)) for x in components))
+    return reduce(operator.and_, (_is_finite(x) for x in components))
+
+
+def _is_finite(x: Array) -> Array:
+    return jnp.abs(lax.stop_gradient(x)) < INFINITE  # a NaN is not
 
 
 def _drawable(raw: _Gaussians, near: float, far: float) -> Bool[Array, "b n"]:

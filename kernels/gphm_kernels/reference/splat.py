@@ -80,7 +80,7 @@ def blend_fwd(
 
     Splats with an opacity below 1/255 are inert, whatever their other values, as long as those are finite.
     """
-    if not means2d.shape[1]:
+    if not opacities.size:
         return _empty(background, width, height)
     layout = make_layout(means2d.shape[0], width, height)
     splats, _ = arrange(layout, means2d, conics, opacities, depths, features)
@@ -119,7 +119,7 @@ def blend_bwd(
     height: int,
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Cotangents of means2d, conics, opacities, features and background; the depths only sort and have none."""
-    if not means2d.shape[1]:
+    if not opacities.size:
         return means2d, conics, opacities, features, jnp.sum(d_image, (1, 2))
     layout = make_layout(means2d.shape[0], width, height)
     splats, order = arrange(layout, means2d, conics, opacities, depths, features)
