@@ -63,11 +63,12 @@ def grid_vertices(resolution: Resolution) -> Float[Array, "g 3"]:
 def edge_interpolate(values: Float[Array, "*b m 2 c"], sdf: Float[Array, "*b m 2"]) -> Float[Array, "*b m c"]:
     """Values at the zero crossing of each edge, from those at its two ends: v0 + (v1 - v0) s0 / (s0 - s1).
 
-    Differentiable in values and sdf. An edge whose ends have the same sign, such as a padded lane, gives the values'
-    mean and no gradient to the SDF.
+    Differentiable in values and sdf. An edge whose ends have the same sign, such as a padded lane, or differ by less
+    than 1e-18 or by 1e30 and more, gives the values' mean and no gradient to the SDF.
     """
     s0, s1 = sdf[..., 0], sdf[..., 1]
-    crossing = (s0 > 0) != (s1 > 0)
+    difference = jnp.abs(s0 - s1)  # its square must be a number of float32 too
+    crossing = ((s0 > 0) != (s1 > 0)) & (difference >= 1e-18) & (difference < 1e30)
     # Replaced before the division: a NaN would pass through a `where` after it into the gradient.
     s0, s1 = jnp.where(crossing, s0, 1), jnp.where(crossing, s1, -1)
     first, second = values[..., 0, :], values[..., 1, :]
