@@ -174,8 +174,8 @@ GPHM_INLINE Splats load_splats(const ProjectInputs& in, const Camera& camera, in
     fixed.unit = {unit.w / length, unit.x / length, unit.y / length, unit.z / length};
     fixed.length = most * length;
     project_point(camera, in.eps2d, fixed);
-    fixed.drawn = drawn & finite(fixed.mean_x) & finite(fixed.mean_y) & finite(fixed.b);
-    for (const Vec diagonal : {fixed.a, fixed.c}) fixed.drawn &= (diagonal > Vec{}) & (diagonal < splat(kMaxConic));
+    fixed.drawn = drawn & finite(fixed.mean_x) & finite(fixed.mean_y) & (fixed.a > Vec{}) & finite(fixed.b) &
+                  (fixed.c > Vec{}) & (larger(fixed.a, fixed.c) < splat(kMaxConic));
     // What came out unfit is replaced as well, since the gradient runs through all that is computed here.
     if (round || !any(drawn & ~fixed.drawn)) return fixed;
     drawn = fixed.drawn;
