@@ -7,6 +7,10 @@
 Contenders of a case take turns, so that a busy machine slows them alike; figures are medians in milliseconds. Writes
 bench.txt (the tables), bench.json and growth.png (time against splats, channels and resolution). Who cannot run
 here is named with the reason.
+
+All contenders of "splat" project, sort and blend, and JAX's have gradients of everything, the camera's included.
+PyTorch's tiles neither project nor sort, nor end a pixel early, and it and gsplat give the camera no gradient: in
+their favour.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -166,13 +170,14 @@ def measure(case: str, scene: str, contenders: Contenders, seconds: float) -> li
     rows: list[Row] = []
     for name, build in contenders.items():
         try:
-            forward, both = build()
-            for kind, run in (("forward", forward), ("both", both)):
-                if run is not None:
-                    run()  # compiles
-                    running[name, kind] = run
-        except peers.Unavailable as error:
-            rows.append(Row(case, scene, name, None, None, note=str(error)))
+            runs = dict(zip(("forward", "both"), build(), strict=True))
+            for run in filter(None, runs.values()):
+                run()  # compiles
+        except Exception as error:  # a contender's own trouble, such as too little memory, is not the others'
+            note = str(error).strip().splitlines() or [type(error).__name__]
+            rows.append(Row(case, scene, name, None, None, note=note[0]))
+        else:
+            running |= {(name, kind): run for kind, run in runs.items() if run is not None}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in running}
     begin, turn = time.perf_counter(), 0
     while running and (turn < 3 or time.perf_counter() - begin < seconds):
@@ -295,31 +300,39 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unknown case '{wrong[0]}': choose from {', '.join(CASES)}")
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    seconds, rows = _SECONDS.value, []
-    if "splat" in _CASES.value:
+    rows: list[Row] = []
+    for measured in _measure_cases(_CASES.value, _SECONDS.value, _PEER.value):
+        rows += measured
+        _write(rows, out)  # what is measured is not lost by what follows
+    print(f"the figures are in {out}")
+
+
+def _measure_cases(cases: Sequence[str], seconds: float, peer: str) -> Iterator[list[Row]]:
+    if "splat" in cases:
         for channels in (3, 32, 128) if jax.default_backend() == "gpu" else (32,):
             scene = scenes.head(channels=channels)
-            rows += measure(f"splat, {channels} channels", scene.shape, splat_contenders(scene, _PEER.value), seconds)
-    if "mesh" in _CASES.value:
+            yield measure(f"splat, {channels} channels", scene.shape, splat_contenders(scene, peer), seconds)
+    if "mesh" in cases:
         surface = scenes.mesh()
-        rows += measure("mesh", surface.shape, mesh_contenders(surface), seconds)
-    if "tetrahedra" in _CASES.value:
-        rows += measure("tetrahedra", "128 cells a side, 32 channels", tetrahedra_contenders(128, 32), seconds)
-    if "mlp" in _CASES.value:
-        rows += measure("mlp", "100,000 points, three layers 64 wide", mlp_contenders(100_000, 64), seconds)
-    if "growth" in _CASES.value:
-        rows += growth(seconds)
-        plot(rows, out / "growth.png")
-    text = table(rows)
-    exponents = slopes(rows)
+        yield measure("mesh", surface.shape, mesh_contenders(surface), seconds)
+    if "tetrahedra" in cases:
+        yield measure("tetrahedra", "128 cells a side, 32 channels", tetrahedra_contenders(128, 32), seconds)
+    if "mlp" in cases:
+        yield measure("mlp", "100,000 points, three layers 64 wide", mlp_contenders(100_000, 64), seconds)
+    if "growth" in cases:
+        yield growth(seconds)
+
+
+def _write(rows: Sequence[Row], out: pathlib.Path) -> None:
+    exponents, text = slopes(rows), table(rows)
     if exponents:
-        text += "\n\ntime grows with the power " + ", ".join(f"{x:.2f} of {axis}" for axis, x in exponents.items())
+        plot(rows, out / "growth.png")
+        grows = "time grows with the power " + ", ".join(f"{x:.2f} of {axis}" for axis, x in exponents.items())
+        text += f"\n\n{grows}"
+        print(grows)
     (out / "bench.txt").write_text(text + "\n")
     result = {**environment(), "rows": [dataclasses.asdict(row) for row in rows], "exponents": exponents}
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
-    if exponents:
-        print(text.splitlines()[-1])
-    print(f"the figures are in {out}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The native splatting: against the portable reference and NumPy, for any threads, instruction set and input."""
 
+import pathlib
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -230,6 +233,44 @@ def test_bad_geometry_is_inert():
         assert np.abs(wanted).max() > 0, name
         np.testing.assert_array_equal(gradient[:, hurt], 0, err_msg=name)
         np.testing.assert_array_equal(gradient[:, ~hurt], wanted, err_msg=name)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_splats_wider_than_any_image_are_drawn(axis):
+    scene = Scene(*(jnp.asarray(x, jnp.float32)[None] for x in ([[9.0, 5.0]], [[1, 0, 1]], [0.5], [1], [[1]], [0])))
+    for wide in (1e-8, 1e-12, 1e-20, 1e-30):
+        conics = scene.conics.at[..., axis].set(wide)
+        for isa in native.instruction_sets():
+            _, alpha = native.blend_fwd(*scene._replace(conics=conics), width=40, height=30, isa=isa)
+            along = np.asarray(alpha)[0, 4] if axis == 0 else np.asarray(alpha)[0, :, 8]
+            np.testing.assert_allclose(along, 0.5 * np.exp(-0.125), rtol=1e-5, err_msg=f"{isa}, {wide}")
+
+
+def test_scratch_kept_between_calls_is_bounded():
+    # In a process of its own: kept memory is the library's, and its allocator's history counts.
+    code = """
+import numpy as np
+from gphm_kernels.backends import callback, primitives
+import jax
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+def draw(number):
+    shapes = (1, number, 2), (1, number, 3), (1, number), (1, number), (1, number, 1), (1, 1)
+    arrays = [np.ones(shape, np.float32) for shape in shapes]
+    result = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, 8, 8, 1), (1, 8, 8))]
+    sizes = np.array([1, number, 1, 8, 8], np.int64)
+    callback._run("blend_fwd", sizes, tuple(result), *arrays)
+draw(10)
+before = resident()
+for number in range(100_000, 2_000_000, 47_111):
+    draw(number)
+print((resident() - before) >> 20)
+"""
+    if not pathlib.Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell a process's memory")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # 256 MB of scratch, and what the allocator holds of NumPy's arrays; kept without bound, it would be gigabytes.
+    assert int(done.stdout) < 512, "MB are kept"
 
 
 def test_many_splats_in_one_tile():

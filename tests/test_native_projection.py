@@ -90,11 +90,13 @@ def test_gradients_match_reference_and_undrawn_splats_have_none():
 def test_instruction_sets_agree_and_threads_change_no_bit(isa):
     splats = make_splats()
     inputs = arrays(splats) + arrays(cotangents(splats))
-    one, best = (native.project_bwd(*inputs, isa=i, num_threads=1, **LIMITS) for i in (isa, "auto"))
-    many = native.project_bwd(*inputs, isa=isa, num_threads=3, **LIMITS)
-    for name, a, b, c in zip(GRADIENTS, one, many, best, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
-        assert_close(a, c, 1e-4, name)
+    for project, arguments in ((native.project_fwd, inputs[:7]), (native.project_bwd, inputs)):
+        one, best = (project(*arguments, isa=i, num_threads=1, **LIMITS) for i in (isa, "auto"))
+        many = project(*arguments, isa=isa, num_threads=3, **LIMITS)
+        for i, (a, b, c) in enumerate(zip(one, many, best, strict=True)):
+            np.testing.assert_array_equal(a, b, err_msg=f"{project.__name__} {i}")
+            if i < 2 or project is native.project_bwd:  # the depth of what is not drawn may be next to nothing
+                assert_close(a, c, 1e-4, f"{project.__name__} {i}")
 
 
 def test_splats_on_the_planes_are_drawn_and_none_is_fine():

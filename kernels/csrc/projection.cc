@@ -176,7 +176,8 @@ GPHM_INLINE Splats load_splats(const ProjectInputs& in, const Camera& camera, in
     project_point(camera, in.eps2d, fixed);
     fixed.drawn = drawn & finite(fixed.mean_x) & finite(fixed.mean_y) & (fixed.a > Vec{}) & finite(fixed.b) &
                   (fixed.c > Vec{}) & (larger(fixed.a, fixed.c) < splat(kMaxConic));
-    // What came out unfit is replaced as well, since the gradient runs through all that is computed here.
+    // What came out unfit is replaced as well, since the gradient runs through all that is computed here. Twice is
+    // enough: splats do not touch each other, and the harmless values are fit.
     if (round || !any(drawn & ~fixed.drawn)) return fixed;
     drawn = fixed.drawn;
   }

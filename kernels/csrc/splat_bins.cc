@@ -58,7 +58,7 @@ Bins::Bins(const BlendInputs& in, int64_t image, Parallel& parallel)
 }
 
 // Starts loading a splat's geometry: the depth order jumps through memory.
-static inline void prefetch(const BlendInputs& in, int64_t at) {
+GPHM_INLINE void prefetch_geometry(const BlendInputs& in, int64_t at) {
   __builtin_prefetch(in.means + 2 * at);
   __builtin_prefetch(in.conics + 3 * at);
   __builtin_prefetch(in.opacities + at);
@@ -78,7 +78,9 @@ void Bins::place(const BlendInputs& in, int64_t base, const uint32_t* order, Par
     const int64_t end = smaller(in.splats, (task + 1) * chunk);
     for (int64_t rank = task * chunk; rank < end; rank += kLanes) {
       const int64_t lanes = smaller(kLanes, end - rank);
-      for (int64_t lane = 0; lane < lanes; ++lane) prefetch(in, base + order[smaller(rank + kAhead + lane, end - 1)]);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        prefetch_geometry(in, base + order[smaller(rank + kAhead + lane, end - 1)]);
+      }
       const Shapes shapes(in, base, order + rank, lanes);
       for (int64_t lane = 0; lane < lanes; ++lane) {
         const Shapes& s = shapes;
@@ -137,7 +139,16 @@ void Bins::fill(const Group& group, Parallel& parallel) {
 void Bins::list_tiles(int64_t row, Row& lists) {
   const int32_t* ranks = row_ranks_.data() + row_start_[row];
   const int64_t number = row_start_[row + 1] - row_start_[row];
+  make_room(ranks, number, lists);
   Array<uint32_t> words;
+  for (int64_t i = 0; i < number; i += kLanes) {
+    const int64_t lanes = smaller(kLanes, number - i);
+    reach(row, ranks + i, lanes, words);
+    append(ranks + i, lanes, words, lists);
+  }
+}
+
+void Bins::make_room(const int32_t* ranks, int64_t number, Row& lists) {
   lists.start.zero(columns_ + 1);
   lists.end.reserve(columns_);
   for (int64_t i = 0; i < number; ++i) {
@@ -153,37 +164,42 @@ void Bins::list_tiles(int64_t row, Row& lists) {
   }
   lists.ranks.reserve(lists.start[columns_]);
   lists.bits.reserve(lists.start[columns_]);
-  for (int64_t i = 0; i < number; i += kLanes) {
-    const int64_t lanes = smaller(kLanes, number - i);
-    const Ellipses ellipses(ellipses_.data(), ranks + i, lanes);
-    Ranges reach[kSubRows];
-    for (int sub = 0; sub < kSubRows; ++sub) {
-      const Vec top = splat(static_cast<float>(row * kTile + sub * kSubHeight) + 0.5f - kSlack) - ellipses.y;
-      reach[sub] = ellipses.reached(top, top + (kSubHeight - 1 + 2 * kSlack), columns_ * kSubColumns);
-    }
-    int64_t widest = 0;
-    Mask column{};
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const Range box = boxes_[ranks[i + lane]].columns;
-      column[lane] = box.first;
-      widest = larger(widest, box.last - box.first + 1);
-    }
-    words.reserve(widest * kWords * kLanes);
-    for (int64_t at = 0; at < widest; ++at, column += 1) {
-      store_words(reach, column, words.data() + at * kWords * kLanes);
-    }
-    for (int64_t lane = 0; lane < lanes; ++lane) {  // a splat at a time, or the depth order would be lost
-      const Range box = boxes_[ranks[i + lane]].columns;
-      for (int64_t at = 0; at <= box.last - box.first; ++at) {
-        SubBits bits = 0;
-        for (int word = 0; word < kWords; ++word) {
-          bits |= static_cast<SubBits>(static_cast<SubBits>(words[(at * kWords + word) * kLanes + lane]) << (32 * word));
-        }
-        int64_t& end = lists.end[box.first + at];  // no branch: the box has room for what is not kept
-        lists.ranks[end] = ranks[i + lane];
-        lists.bits[end] = bits;
-        end += bits != 0;
+}
+
+// The bits of a vector of splats in each column of their boxes, [widest box, kWords, lanes].
+void Bins::reach(int64_t row, const int32_t* ranks, int64_t lanes, Array<uint32_t>& words) const {
+  const Ellipses ellipses(ellipses_.data(), ranks, lanes);
+  Ranges reached[kSubRows];
+  for (int sub = 0; sub < kSubRows; ++sub) {
+    const Vec top = splat(static_cast<float>(row * kTile + sub * kSubHeight) + 0.5f - kSlack) - ellipses.y;
+    reached[sub] = ellipses.reached(top, top + (kSubHeight - 1 + 2 * kSlack), columns_ * kSubColumns);
+  }
+  int64_t widest = 0;
+  Mask column{};
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const Range box = boxes_[ranks[lane]].columns;
+    column[lane] = box.first;
+    widest = larger(widest, box.last - box.first + 1);
+  }
+  words.reserve(widest * kWords * kLanes);
+  for (int64_t at = 0; at < widest; ++at, column += 1) {
+    store_words(reached, column, words.data() + at * kWords * kLanes);
+  }
+}
+
+// Appends splats to the lists of their boxes' columns, one after another, or the depth order would be lost.
+void Bins::append(const int32_t* ranks, int64_t lanes, const Array<uint32_t>& words, Row& lists) const {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const Range box = boxes_[ranks[lane]].columns;
+    for (int64_t at = 0; at <= box.last - box.first; ++at) {
+      SubBits bits = 0;
+      for (int word = 0; word < kWords; ++word) {
+        bits |= static_cast<SubBits>(static_cast<SubBits>(words[(at * kWords + word) * kLanes + lane]) << (32 * word));
       }
+      int64_t& end = lists.end[box.first + at];  // no branch: the box has room for what is not kept
+      lists.ranks[end] = ranks[lane];
+      lists.bits[end] = bits;
+      end += bits != 0;
     }
   }
 }

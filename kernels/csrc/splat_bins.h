@@ -85,6 +85,9 @@ class Bins {
  private:
   void place(const BlendInputs& in, int64_t base, const uint32_t* order, Parallel& parallel);
   void list_tiles(int64_t row, Row& lists);
+  void make_room(const int32_t* ranks, int64_t number, Row& lists);
+  void reach(int64_t row, const int32_t* ranks, int64_t lanes, Array<uint32_t>& words) const;
+  void append(const int32_t* ranks, int64_t lanes, const Array<uint32_t>& words, Row& lists) const;
 
   int64_t columns_, rows_;
   Array<Footprint> footprints_;

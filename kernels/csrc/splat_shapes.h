@@ -41,13 +41,14 @@ struct Shapes {
       a[lane] = in.conics[3 * at], b[lane] = in.conics[3 * at + 1], c[lane] = in.conics[3 * at + 2];
       opacity[lane] = in.opacities[at], depth[lane] = in.depths[at];
     }
-    // Relative to the greater of a and c, so that no product leaves the range of a float.
-    const Vec most = select(a > c, a, c), one = splat(1.f);
-    const Vec a_ = a / most, b_ = b / most, c_ = c / most;
-    // A needle's determinant is a difference of nearly equal products; with fused multiply-adds, `lost` is what the
-    // rounding of b_ b_ loses (Kahan).
-    const Vec square = b_ * b_, lost = square - b_ * b_, product = a_ * c_;
-    Vec determinant = (product - square) + lost;
+    // Relative to the greater of a and c, so that no product leaves the range of a float; the lesser is taken to be at
+    // least 1e-12 of it, which makes an ellipse a million times as long as wide, and longer than any image.
+    const Vec most = select(a > c, a, c), one = splat(1.f), least = splat(1e-12f);
+    const Vec b_ = b / most;
+    Vec a_ = a / most, c_ = c / most;
+    a_ = select(a_ > least, a_, least), c_ = select(c_ > least, c_, least);
+    const Vec product = a_ * c_;
+    Vec determinant = difference(a_, c_, b_, b_);
     Mask drawn = bounded(x) & bounded(y) & finite(depth) & finite(opacity) & (opacity >= splat(kAlphaMin)) &
                  (a > Vec{}) & (c > Vec{}) & (most < splat(1e30f)) & (determinant > -1e-5f * product);
     // That of a long needle may have been rounded to zero or below: then it is longer than any image.

@@ -107,6 +107,21 @@ GPHM_INLINE bool any(Mask mask) {
 GPHM_INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
 GPHM_INLINE Vec keep(Mask mask, Vec value) { return (Vec)((Mask)value & mask); }
 
+// a b - c d, to about one rounding where there are fused multiply-adds (Kahan): what the rounding of c d loses is added
+// again. Written out, since a compiler that sees c d - c d makes it zero before it fuses anything.
+GPHM_INLINE Vec difference(Vec a, Vec b, Vec c, Vec d) {
+  const Vec product = c * d;
+#if GPHM_LANES == 16 && defined(__AVX512F__)
+  const Vec lost = (Vec)_mm512_fnmadd_ps((__m512)c, (__m512)d, (__m512)product);
+  return (Vec)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)product) + lost;
+#elif GPHM_LANES == 8 && defined(__FMA__)
+  const Vec lost = (Vec)_mm256_fnmadd_ps((__m256)c, (__m256)d, (__m256)product);
+  return (Vec)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)product) + lost;
+#else
+  return a * b - product;
+#endif
+}
+
 // 2^x for x in [-126, 127], relative error below 2e-7; below -126 it is 2^-126.
 GPHM_INLINE Vec exp2(Vec x) {
   x = select(x > splat(-126.f), x, splat(-126.f));

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -12,6 +13,7 @@ from gphm_kernels import backends
 from gphm_kernels.arguments import as_number, check_arrays, check_image_size, flatten_batch
 from gphm_kernels.varying import promote, varying_axes
 
+MAX_FLOAT = float(np.finfo(np.float32).max)
 MAX_CAMERA = 1e9  # greater values of a camera would leave the range of float32 in any splat's projection
 
 
@@ -172,14 +174,14 @@ def _check(
 
 
 def _check_options(width: int, height: int, near: float, far: float, eps2d: float) -> tuple[float, float, float]:
-    """near, far and eps2d as Python numbers."""
+    """near, far and eps2d as Python numbers, which are different numbers in float32 as well."""
     check_image_size("splat", width, height)
     near, far, eps2d = (
         as_number("splat", name, value) for name, value in (("near", near), ("far", far), ("eps2d", eps2d))
     )
-    if not 0 < near < far:
-        raise ValueError(f"splat: near={near}, far={far}: need 0 < near < far")
-    if not 0 <= eps2d < float("inf"):
+    if not (near < far <= MAX_FLOAT and 0 < np.float32(near) < np.float32(far)):
+        raise ValueError(f"splat: near={near}, far={far}: need 0 < near < far, in float32")
+    if not 0 <= eps2d <= MAX_FLOAT:
         raise ValueError(f"splat: eps2d={eps2d}: need a finite variance of at least 0 (px^2)")
     return near, far, eps2d
 

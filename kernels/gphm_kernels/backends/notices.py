@@ -5,7 +5,7 @@ until then; asking JAX for its devices would start them.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -34,9 +34,14 @@ def _lower_for_cuda(context: Any, value: Any, *, message: str) -> list[Any]:
     return [value]
 
 
-_notice = Primitive("gphm_notice")
+@partial(jax.jit, static_argnums=1)
+def _compiled(value: Any, message: str) -> Any:
+    return _notice.bind(value, message=message)
+
+
+_notice = Primitive("gphm_notice")  # without derivatives: it stands inside of a `custom_vjp`
 _notice.def_abstract_eval(lambda value, *, message: value)
-_notice.def_impl(lambda value, *, message: jax.jit(lambda x: _notice.bind(x, message=message))(value))
+_notice.def_impl(lambda value, *, message: _compiled(value, message))
 batching.defvectorized(_notice)
 mlir.register_lowering(_notice, lambda context, value, *, message: [value])
 mlir.register_lowering(_notice, _lower_for_cuda, platform="cuda")

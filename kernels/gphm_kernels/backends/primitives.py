@@ -103,8 +103,9 @@ def blend_fwd(
     """Blends projected splats front to back over the background; returns the image and its alpha.
 
     alpha_i = min(0.99, opacity exp(-sigma)); a splat below 1/255 is skipped, one that would bring the transmittance
-    to 1e-4 or less ends the pixel and is not added. Splats whose geometry is not finite, or whose conic is not positive
-    definite, are inert; features that are not finite reach the image, near the pixels that their splat covers.
+    to 1e-4 or less ends the pixel and is not added. Depths are positive. Splats whose geometry is not finite, or whose
+    conic is not positive definite, are inert; features that are not finite reach the image, near the pixels that their
+    splat covers.
     """
     inputs = (means2d, conics, opacities, depths, features, background)
     batch, _, channels = features.shape

@@ -53,7 +53,8 @@ def fingerprint() -> str:
     """A hash of the sources that decide what the compiled kernels do and how they are called."""
     digest = hashlib.sha256()
     sources = _PACKAGE / "triton"
-    for path in (*sorted((sources / "kernels").glob("*.py")), sources / "launches.py"):
+    names = ("launches.py", "compile.py", "binaries.py")
+    for path in (*sorted((sources / "kernels").glob("*.py")), *(sources / name for name in names)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
