@@ -1,8 +1,9 @@
 # make train: sets everything up in .venv, then runs the main job. Run again, it resumes, or says that it is done.
 # make test:  the same set-up with the test tools, then lint and the test suite.
+# make sanitize: the tests of the C++ kernels once more, with every access to memory checked (some five minutes).
 # PYTHON=/path/to/python picks the interpreter (3.11, 3.12 or 3.13); ARGS= is passed on to train.py or pytest.
 
-.PHONY: train test lint setup kernels gpu-kernels assets same-python lock clean distclean
+.PHONY: train test sanitize lint setup kernels gpu-kernels assets same-python lock clean distclean
 .DELETE_ON_ERROR:
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,6 +22,15 @@ train: setup
 
 test: $(STAMPS)/dev kernels assets lint
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
+
+# A library of its own, by the compiler's options. The interpreter was not built with the checks, so they are preloaded,
+# with the C++ library whose exceptions they watch; what it never frees is no leak of the kernels.
+SANITIZED := CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+sanitize: $(STAMPS)/dev
+	$(SANITIZED) $(BIN)/python -m gphm_kernels.backends.build
+	$(SANITIZED) ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=32 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest -n 0 $(wildcard tests/test_native*.py tests/test_point_mlp.py) $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
