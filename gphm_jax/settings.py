@@ -17,7 +17,7 @@ from gphm_jax.nets import NetworkConfig
 from gphm_jax.optim import Rates, Schedule
 from gphm_jax.step import LossWeights
 
-BACKENDS = ("auto", "native", "xla", "callback", "triton")  # of the kernels (gphm_kernels.backends.NAMES)
+BACKENDS = ("auto", "native", "xla", "callback", "triton", "nvdiffrast")  # as gphm_kernels.backends.NAMES
 SMALLEST_IMAGE = 32  # pixels a side that every figure can be taken of; LPIPS with AlexNet asks for 31
 SMALLEST_CROP = 16  # that LPIPS with VGG16 can compare
 

@@ -14,12 +14,11 @@ from gphm_kernels import splat
 KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(KERNELS))
-    yield importlib.import_module("bench")
-    for name in ("bench", "bench_peers", "bench_scenes"):
-        sys.modules.pop(name, None)
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(KERNELS))
+    yield importlib.import_module("bench")  # once: its flags are defined for the whole process
+    sys.path.remove(str(KERNELS))
 
 
 def test_contenders_take_turns_and_who_is_missing_says_why(bench, monkeypatch, capsys):
