@@ -100,7 +100,7 @@ def check_integer(operation: str, name: str, value: Any, least: int, most: int) 
         raise ValueError(f"{operation}: {name}={value!r}: need a Python integer in [{least}, {most}]")
 
 
-def check_image_size(operation: str, width: int, height: int) -> None:
+def check_image_size(operation: str, width: Any, height: Any) -> None:
     """Raises ValueError unless both are integers of Python or NumPy in [1, 16384]."""
     check_integer(operation, "width", width, 1, MAX_SIDE)
     check_integer(operation, "height", height, 1, MAX_SIDE)

@@ -8,6 +8,7 @@ count of crossing edges before it; faces come from one table over a cube's eight
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def edge_interpolate(values: Float[Array, "*b m 2 c"], sdf: Float[Array, "*b m 2
     return first + (s0 / (s0 - s1))[..., None] * (second - first)
 
 
-def _grid_shape(operation: str, resolution: Resolution) -> tuple[int, int, int]:
+def _grid_shape(operation: str, resolution: Any) -> tuple[int, int, int]:
     """Vertices a side."""
     cells = tuple(resolution) if isinstance(resolution, Sequence | np.ndarray) else (resolution,) * 3
     if len(cells) != 3:

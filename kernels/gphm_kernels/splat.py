@@ -173,7 +173,7 @@ def _check(
     return tuple(arrays.values()), batch
 
 
-def _check_options(width: int, height: int, near: float, far: float, eps2d: float) -> tuple[float, float, float]:
+def _check_options(width: Any, height: Any, near: Any, far: Any, eps2d: Any) -> tuple[float, float, float]:
     """near, far and eps2d as Python numbers, which are different numbers in float32 as well."""
     check_image_size("splat", width, height)
     near, far, eps2d = (

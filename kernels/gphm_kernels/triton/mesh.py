@@ -7,7 +7,7 @@ interpolation and antialiasing are gathers, and sums that `gphm_kernels.rows` or
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gphm_kernels.reference.mesh import bounds, gather_corners
+from gphm_kernels.reference.mesh import balanced, bounds, gather_corners
 from gphm_kernels.reference.tiles import Bins, make_layout, sweep_groups
 from gphm_kernels.triton.launches import Launcher, run
 from gphm_kernels.varying import promote, varying_axes
@@ -29,6 +29,7 @@ def rasterize_fwd(
     layout = make_layout(batch, width, height)
     corners = gather_corners(clip_positions, faces)
     rectangles = bounds(layout, corners, faces, clip_positions.shape[1])
+    corners = balanced(corners, (-2, -1))
     sizes = (width, height, layout.columns, layout.rows, number)
 
     def visit(raster: Array, bins: Bins, first: Array, last: Array) -> Array:

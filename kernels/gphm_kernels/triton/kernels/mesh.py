@@ -113,13 +113,20 @@ def _corner(at, middle_x, middle_y):
 
 @triton.jit
 def _edge(p, q):
-    """p x q, rounded the same way for q x p: the product is taken from the lesser corner to the greater."""
+    """p x q, rounded the same way for q x p: the product is taken from the lesser corner to the greater.
+
+    Of corners close to each other it is p x (q - p): the rounding of p x q would send the edges of collapsed faces
+    through anywhere.
+    """
     px, py, pw = p
     qx, qy, qw = q
     swap = (px > qx) | ((px == qx) & ((py > qy) | ((py == qy) & (pw > qw))))
     sign = tl.where(swap, -1.0, 1.0)
     x0, y0, w0 = tl.where(swap, qx, px), tl.where(swap, qy, py), tl.where(swap, qw, pw)
     x1, y1, w1 = tl.where(swap, px, qx), tl.where(swap, py, qy), tl.where(swap, pw, qw)
+    dx, dy, dw = x1 - x0, y1 - y0, w1 - w0
+    close = tl.abs(dx) + tl.abs(dy) + tl.abs(dw) < tl.abs(x1) + tl.abs(y1) + tl.abs(w1)
+    x1, y1, w1 = tl.where(close, dx, x1), tl.where(close, dy, y1), tl.where(close, dw, w1)
     return sign * tl.fma(y0, w1, -(w0 * y1)), sign * tl.fma(w0, x1, -(x0 * w1)), sign * tl.fma(x0, y1, -(y0 * x1))
 
 
@@ -165,6 +172,7 @@ def _store_seen(raster, pixel, corners, face, seen, x, y, faces):
     (p0, z0), (p1, z1), (p2, z2) = _corners(corners, tl.where(seen, face, 0), x, y)
     a0, a1, a2 = _cross(p1, p2), _cross(p2, p0), _cross(p0, p1)
     total = a0 + a1 + a2
+    seen &= total != 0  # else a face without area, which only rounding can have drawn
     depth = tl.div_rn(a0 * z0 + a1 * z1 + a2 * z2, a0 * p0[2] + a1 * p1[2] + a2 * p2[2])
     at = raster + 4 * pixel
     tl.store(at, tl.div_rn(a0, total), mask=seen)
