@@ -117,6 +117,18 @@ def test_left_and_top_edges_own_their_pixels(rasterize):
     np.testing.assert_array_equal(seen > 0, expected)
 
 
+def test_collapsed_faces_draw_nothing(rasterize):
+    """Corners in one place, or closer to each other than float32 can tell about a tile's middle."""
+    random = np.random.default_rng(6)
+    spread = np.array([0] * 12 + [1e-38, 1e-9, 1e-7])[:, None, None]
+    corners = random.uniform(0, SIDE, (15, 1, 2)) + spread * random.normal(size=(15, 3, 2))
+    faces = jnp.arange(45, dtype=jnp.int32).reshape(15, 3)
+    raster = rasterize(flat(corners.reshape(-1, 2)), faces, width=SIDE, height=SIDE)
+    np.testing.assert_array_equal(raster, np.zeros_like(raster))
+    for power in (-60, 50):  # of two, by which clip space may be scaled
+        compare(rasterize, make_surface(16)[0] * np.float32(2.0**power), make_surface(16)[1])
+
+
 def test_nearest_wins_then_the_lower_index(rasterize):
     """Seventy faces on every tile: more than a thread's one, and equals both within a thread and between threads."""
     cover = np.array([[-100, -100], [200, -100], [-100, 200]])
