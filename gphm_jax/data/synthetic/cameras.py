@@ -13,7 +13,6 @@ DISTANCE = 7.0  # head lengths from the target
 PICTURE_HEIGHT = 1.76  # head lengths: the head fills 57 % of it
 TARGET = np.array([0.0, -0.13, 0.06])  # crown clear of the upper edge, shoulders above the lower one
 HELD_OUT_ANGLE = 15.0  # degrees from every training camera, and from each other
-FACE_VISIBLE_ANGLE = 75.0
 
 _YAW_KNOTS = (0.0, 30.0, 60.0, 90.0, 130.0, 180.0)
 _MOST_PER_RING = 24

