@@ -129,10 +129,12 @@ def face_box(pixels: Float[np.ndarray, "k 2"]) -> tuple[int, int, int]:
     return int(left), int(top), side
 
 
-def crop_box(image: UInt8[np.ndarray, "h w 3"], box: tuple[int, int, int]) -> UInt8[np.ndarray, "s s 3"]:
-    """The square (left, top, side) of an image, white where it leaves the image."""
+def crop_box(
+    image: UInt8[np.ndarray, "h w *c"], box: tuple[int, int, int], fill: int = 255
+) -> UInt8[np.ndarray, "s s *c"]:
+    """The square (left, top, side) of an image, `fill` where it leaves the image."""
     left, top, side = box
-    canvas = np.full((side, side, 3), 255, np.uint8)
+    canvas = np.full((side, side, *image.shape[2:]), fill, np.uint8)
     rows, columns = _overlap(image.shape, box)
     canvas[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = image[
         rows, columns

@@ -265,7 +265,7 @@ def _identity_folders(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
         names = []
         for item in listed:
             if isinstance(item, dict) and "name" not in item:
-                raise InputError(f"{root / 'dataset.json'} lists an identity without a name: add \"name\"")
+                raise InputError(f'{root / "dataset.json"} lists an identity without a name: add "name"')
             names.append(str(item["name"]) if isinstance(item, dict) else str(item))
         names.sort(key=files.natural_key)
         for name in names:

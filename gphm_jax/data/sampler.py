@@ -83,7 +83,9 @@ class BatchSampler:
         self.options = options
         self.seed = seed
         self.pixels = pixels or pixel_source(dataset, options)
-        self._groups = _group_by_identity(showing_faces(selection or layout.select(dataset), options, dataset))
+        self._groups = _group_by_identity(
+            showing_faces(selection or layout.select(dataset), options, dataset)
+        )
         rows = options.identities_per_batch // process_count
         self._slots = range(process_index * rows, (process_index + 1) * rows)
 
@@ -234,7 +236,9 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, evenly spaced: of different identities and expressions, where sorted by them."""
     if not items:
         return []
-    return [items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})]
+    return [
+        items[n] for n in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(count, len(items)))})
+    ]
 
 
 def _group_by_identity(selection: Sequence[Selection]) -> list[list[Selection]]:

@@ -9,7 +9,8 @@ import pathlib
 import numpy as np
 
 from gphm_jax.data import frame_writer
-from gphm_jax.data.synthetic import cameras, identity, motion, person, renderer, sequence
+from gphm_jax.data.synthetic import identity, person, renderer, sequence
+from gphm_jax.data.synthetic.portrait import portrait
 
 GENERATOR_VERSION = 1
 FULL_DETAIL_SIZE = 512
@@ -81,28 +82,7 @@ def _write_expressions(
     size = max(16, request.size // 2)
     for n, other in enumerate(_expression_people(index, frame, request.expression_images, request.seed)):
         rng = np.random.default_rng([request.seed, 42, index, frame, n])
-        subject = _person(request.seed, other, request.size)
-        yaw, pitch, roll = np.radians(rng.uniform(-1, 1, 3) * (12, 8, 6))
-        moved = motion.compose(
-            subject.pivot,
-            yaw=yaw,
-            pitch=pitch,
-            roll=roll,
-            nod=np.zeros(3),
-            shrug=np.zeros(2),
-            sway=np.zeros(3),
-        )
-        view = cameras.place(float(rng.uniform(-20, 20)), float(rng.uniform(-8, 8)), request.size)
-        left, top, side = frame_writer.face_box(
-            person.landmarks(subject, scores, moved), view.world_to_camera, view.intrinsics
-        )
-        zoom = size / side
-        close = np.array([[zoom, 0, -zoom * left], [0, zoom, -zoom * top], [0, 0, 1]]) @ view.intrinsics
-        parts = person.frame_parts(subject, scores, moved)
-        lit = renderer.light(
-            parts, renderer.thin(subject.lights), shadow_size=renderer.shadow_size(request.size) // 2
-        )
-        image, _ = renderer.render(lit, view.world_to_camera, close, size)
+        image = portrait(_person(request.seed, other, request.size), scores, rng, size)
         frame_writer.write_jpeg(folder / "expressions" / f"{n}.jpg", image, frame_writer.CROP_QUALITY)
 
 
