@@ -30,7 +30,7 @@ sanitize: $(STAMPS)/dev
 	$(SANITIZED) $(BIN)/python -m gphm_kernels.backends.build
 	$(SANITIZED) ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=32 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -n 0 $(wildcard tests/test_native*.py tests/test_point_mlp.py) $(ARGS)
+		$(BIN)/python -m pytest -n 0 --capture=sys $(wildcard tests/test_native*.py tests/test_point_mlp.py) $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
