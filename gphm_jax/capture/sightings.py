@@ -112,7 +112,7 @@ def _store(path: pathlib.Path, scheme: str, found: list[Sighting]) -> None:
             frame=[item.frame for item in found],
             view=[item.view for item in found],
             size=np.array([item.size for item in found], np.int32),
-            score=np.array([item.score for item in found], np.float32),
+            score=np.array([item.score for item in found], np.float64),
             reason=[item.reason for item in found],
             others=np.array([item.others for item in found], np.int32),
             points=np.array([item.points for item in shown], np.float32),
@@ -129,7 +129,7 @@ def _store(path: pathlib.Path, scheme: str, found: list[Sighting]) -> None:
 def _restore(path: pathlib.Path, scheme: str) -> list[Sighting]:
     """The sightings of a run that was cut short; none where the file is another landmarker's, or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             kept = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return []

@@ -1,0 +1,99 @@
+"""The folder of a preprocessed recording: what it was made of, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gphm_jax
+from gphm_jax.capture.recording import Recording
+from gphm_jax.capture.settings import CaptureSettings
+from gphm_jax.data import frame_writer
+from gphm_jax.errors import InputError
+from gphm_jax.files import write_json
+
+DONE = "quality.json"  # written last
+_VERSION = 1
+_PACKAGES = ("mediapipe", "opencv-python-headless", "numpy", "jax", "optimistix")
+
+
+def claim(out: pathlib.Path, recording: Recording, settings: CaptureSettings) -> None:
+    """Makes the folder with its dataset.json, or goes on with one of the same footage and settings.
+
+    `InputError` where it cannot be written, or holds something else.
+    """
+    described = describe(settings, [{"path": str(recording.source), "sha256": _digest(recording.source)}])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; give another --out") from error
+    path = out / "dataset.json"
+    if path.exists():
+        found = _read(path)
+        for key in ("settings", "sources"):
+            if found.get(key) != described[key]:
+                raise InputError(f"{out} holds footage with other {key}: remove it or give another --out")
+    elif any(out.iterdir()):
+        raise InputError(f"{out} is not empty, and not an identity folder: give another --out")
+    frame_writer.remove_leftovers(out)
+    write_json(path, described)
+
+
+def describe(settings: CaptureSettings, sources: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The content of dataset.json. `sources` say where the footage lay."""
+    return {
+        "version": _VERSION,
+        "generator": "gphm_jax.tools.preprocess",
+        "gphm_jax": gphm_jax.__version__,
+        "packages": {name: _version_of(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "image_size": settings.size,
+        "landmark_count": 68,
+        "face_model": settings.face_model or "embedded",
+        "settings": {key: value for key, value in dataclasses.asdict(settings).items() if value != ""},
+        "sources": list(sources),
+        "licences": "as the footage's; preprocessing adds none",
+    }
+
+
+def is_done(out: pathlib.Path) -> bool:
+    """Whether `out` is a finished identity folder."""
+    return (out / DONE).is_file()
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): remove the folder or give another --out") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _digest(source: pathlib.Path) -> str:
+    """SHA-256 of a file, or of a folder's names and sizes."""
+    digest = hashlib.sha256()
+    for path in _files(source):
+        if source.is_dir():
+            digest.update(f"{path.relative_to(source)} {path.stat().st_size}\n".encode())
+        else:
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(source: pathlib.Path) -> Iterator[pathlib.Path]:
+    yield from sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]

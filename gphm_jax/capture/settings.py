@@ -1,0 +1,38 @@
+"""What preprocessing may be told; everything that decides the bytes of an identity folder, besides its footage."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gphm_jax.errors import InputError
+
+LANDMARKS = ("mediapipe", "dlib", "face_alignment")
+MATTINGS = ("mediapipe", "rvm")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """See `python -m gphm_jax.tools.preprocess --help`."""
+
+    size: int = 512  # side of the written pictures, pixels
+    fps: float = 30.0  # at most so many frames a second of a video
+    max_frames: int = 0  # at most so many frames of a recording, spread evenly; 0: all
+    landmarks: str = "mediapipe"  # who finds faces: one of LANDMARKS
+    landmark_model: str = ""  # its weight file, where one's own
+    matting: str = "mediapipe"  # who cuts people out: one of MATTINGS
+    matting_model: str = ""  # its weight file, where one's own
+    face_model: str = ""  # a BFM (.mat, .h5) or FLAME (.npz) file; empty: the embedded face model
+    expressions: str = "synthetic"  # where expression images come from: this, or a folder
+    expression_images: int = 1  # a frame, where they are rendered
+
+    def check(self, prefix: str) -> None:
+        """Raises `InputError` naming `prefix` and the key for a value that cannot be."""
+        for key, low, high in (("size", 64, 4096), ("expression_images", 0, 64), ("max_frames", 0, 10**9)):
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise InputError(f"{prefix}{key}={value}: must be between {low} and {high}")
+        if not self.fps > 0:
+            raise InputError(f"{prefix}fps={self.fps}: must be positive")
+        for key, known in (("landmarks", LANDMARKS), ("matting", MATTINGS)):
+            if getattr(self, key) not in known:
+                raise InputError(f"{prefix}{key}={getattr(self, key)}: must be one of {', '.join(known)}")
