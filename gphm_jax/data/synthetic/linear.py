@@ -75,7 +75,9 @@ def _people(kept: Int[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "p n 3"], np.
     heads, lengths = np.empty((PEOPLE, len(kept), 3), np.float32), np.empty(PEOPLE, np.float32)
     for first in range(0, PEOPLE, _AT_ONCE):
         part = slice(first, first + _AT_ONCE)
-        bodies = mesh.vertices + (table[part] @ offsets.reshape(len(names), -1)).reshape(-1, *mesh.vertices.shape)
+        bodies = mesh.vertices + (table[part] @ offsets.reshape(len(names), -1)).reshape(
+            -1, *mesh.vertices.shape
+        )
         for k, body in enumerate(bodies, first):
             origin, lengths[k] = base.head_frame(body)
             heads[k] = (body[kept] - origin) / lengths[k]
