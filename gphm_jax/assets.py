@@ -13,7 +13,7 @@ import os
 import pathlib
 
 from gphm_jax.errors import InputError
-from gphm_jax.paths import expanded
+from gphm_jax.paths import cache_folder, expanded
 
 ENVIRONMENT_VARIABLE = "GPHM_ASSETS"
 FETCH_COMMAND = "python -m gphm_jax.tools.assets"
@@ -158,8 +158,7 @@ def default_folder() -> pathlib.Path:
     configured = os.environ.get(ENVIRONMENT_VARIABLE)
     if configured:
         return expanded(configured)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expanded(cache) / "gphm_jax" / "assets"
+    return cache_folder() / "assets"
 
 
 def package(name: str) -> AssetPackage:

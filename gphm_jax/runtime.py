@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging as stdlib_logging
-import os
-import pathlib
 import resource
 import sys
 
@@ -13,6 +11,7 @@ from absl import flags, logging
 from jax.experimental import multihost_utils
 
 from gphm_jax.errors import InputError
+from gphm_jax.paths import cache_folder
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0; set on every process of a cluster run"
@@ -29,9 +28,7 @@ def start() -> None:
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname
     )
-    # A variable set to nothing counts as not set (XDG base directory specification).
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gphm_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if _COORDINATOR.value is None:
         if _PROCESSES.value > 1:

@@ -29,6 +29,8 @@ _WEIGHTS = "data/mpfb2/rigs/standard/weights.default.json"
 LOWEST_KEPT = 2.6
 # Vertices beside the ear canals, left and right: their midpoint is the canonical origin.
 EAR_VERTICES = (12233, 5665)
+_CHIN_VERTEX = 732
+BODY_VERTICES = 13380  # come first; eyes, teeth, tongue and helpers follow
 
 ARKIT = (
     "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
@@ -209,6 +211,18 @@ def target_names(folders: tuple[str, ...]) -> tuple[str, ...]:
 def units() -> tuple[Target, ...]:
     """The 52 expression units in the order of `ARKIT`."""
     return tuple(_read_target(find(f"{_UNITS}/{name}.target")) for name in ARKIT)
+
+
+def source_files(folders: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
+    """The files behind the mesh, the units, and all targets of some folders."""
+    targets = [find(f"{_TARGETS}/{name}.target.gz") for name in target_names(folders)]
+    return (find(_MESH), find(_GROUPS), *(find(f"{_UNITS}/{name}.target") for name in ARKIT), *targets)
+
+
+def head_frame(vertices: Float[np.ndarray, "v 3"]) -> tuple[Float[np.ndarray, "3"], float]:
+    """Where a person's canonical space lies in the mesh: the point between the ears, and chin to crown."""
+    origin = vertices[list(EAR_VERTICES)].mean(0).astype(np.float64)
+    return origin, float(vertices[:BODY_VERTICES, 1].max() - vertices[_CHIN_VERTEX, 1])
 
 
 def apply(vertices: Float[np.ndarray, "v 3"], target_: Target, weight: float) -> None:

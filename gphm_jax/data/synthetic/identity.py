@@ -91,6 +91,9 @@ class Identity:
 MACRO = ("african", "asian", "caucasian", "male", "old", "weight", "muscle")
 
 
+TARGET_FOLDERS = ("macrodetails", *_FOLDERS)
+
+
 def _wanted_targets() -> tuple[str, ...]:
     return tuple(name for name in base.target_names(_FOLDERS) if not any(word in name for word in _UNWANTED))
 
@@ -207,16 +210,17 @@ def _macro_targets(macro: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+def target_weights(coefficients: Float[np.ndarray, "c"]) -> dict[str, float]:
+    """Weights of the base mesh's targets that make up a person, in the order they are applied; none is zero."""
+    macro = dict(zip(MACRO, (float(x) for x in coefficients), strict=False))
+    weights = {n: w for n, w in _macro_targets(macro).items() if w > 1e-3 and base.has_target(n)}
+    local = zip(coefficient_names()[len(MACRO) :], coefficients[len(MACRO) :], strict=True)
+    return weights | {name: float(weight) for name, weight in local if weight > 1e-4}
+
+
 def base_vertices(coefficients: Float[np.ndarray, "c"]) -> Float[np.ndarray, "v 3"]:
     """The base mesh of a person, neutral, in the mesh's own unit."""
-    mesh = base.load()
-    names = coefficient_names()
-    vertices = mesh.vertices.copy()
-    macro = dict(zip(MACRO, (float(x) for x in coefficients), strict=False))
-    for name, weight in _macro_targets(macro).items():
-        if weight > 1e-3 and base.has_target(name):
-            base.apply(vertices, base.target(name), weight)
-    for name, weight in zip(names[len(MACRO) :], coefficients[len(MACRO) :], strict=True):
-        if weight > 1e-4:
-            base.apply(vertices, base.target(name), float(weight))
+    vertices = base.load().vertices.copy()
+    for name, weight in target_weights(coefficients).items():
+        base.apply(vertices, base.target(name), weight)
     return vertices

@@ -1,8 +1,12 @@
-"""Vertices of the base mesh that stand for the 68 iBUG landmarks."""
+"""Points of the base mesh that stand for the 68 iBUG landmarks, and for the 478 that MediaPipe marks."""
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+
 import numpy as np
+from jaxtyping import Float, Int
 
 # Placed on a frontal render of the neutral mean head, snapped to vertices, mirrored to the left side.
 # Order: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67, each from
@@ -17,3 +21,36 @@ LANDMARKS = np.array(
     ],
     np.int32,
 )  # fmt: skip
+
+# Rows of three vertices, three weights and the median distance in head lengths between a mark of MediaPipe's detector
+# and this point, over renders of synthetic heads: written by `gphm_jax.tools.calibrate_landmarks`.
+MEDIAPIPE_TABLE = pathlib.Path(__file__).with_name("mediapipe478.txt")
+_STEADY = 0.006  # head lengths: a median distance that loses no trust
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SurfacePoints:
+    """Weighted means of three base vertices each; `trust` is 1 for points that a detector marks steadily."""
+
+    vertices: Int[np.ndarray, "k 3"]
+    weights: Float[np.ndarray, "k 3"]
+    trust: Float[np.ndarray, "k"]
+
+
+def ibug68() -> SurfacePoints:
+    """The 68 landmarks, each at a vertex."""
+    return SurfacePoints(
+        vertices=np.repeat(LANDMARKS[:, None], 3, 1),
+        weights=np.tile(np.array([1.0, 0.0, 0.0], np.float32), (len(LANDMARKS), 1)),
+        trust=np.ones(len(LANDMARKS), np.float32),
+    )
+
+
+def mediapipe478() -> SurfacePoints:
+    """The 478 landmarks where the detector marks them, not where their names say; the last ten are the irises."""
+    table = np.loadtxt(MEDIAPIPE_TABLE, dtype=np.float64)
+    return SurfacePoints(
+        vertices=table[:, :3].astype(np.int32),
+        weights=table[:, 3:6].astype(np.float32),
+        trust=np.minimum(1.0, (_STEADY / table[:, 6]) ** 2).astype(np.float32),
+    )

@@ -17,8 +17,6 @@ from gphm_jax.data.synthetic.motion import Motion, pose_vertices, rotation_matri
 from gphm_jax.data.synthetic.renderer import Lights, Material, Part, make_lights
 
 _ARM_DOWN = np.radians(24.0)  # the base mesh stands with its arms half raised
-_CHIN_VERTEX = 732
-_BODY_VERTICES = 13380
 _UNDER_CLOTH = 0.35  # mesh units (decimetres) from skin to the nearest vertex of the garment over it
 _SKIN_WRAP = (0.30, 0.14, 0.10)  # red light scatters furthest under the skin
 _CLOTH_WRAP = (0.08, 0.08, 0.08)
@@ -198,9 +196,7 @@ def build(person: Identity, *, detail: float = 1.0, light_quality: float = 1.0) 
     """Bakes a person's textures and fits all that they wear. `detail` is the texture resolution, 1 for 512 px."""
     mesh = base.load()
     neutral = identity.base_vertices(person.coefficients)
-    body = neutral[:_BODY_VERTICES]
-    origin = neutral[list(base.EAR_VERTICES)].mean(0).astype(np.float64)
-    head_length = float(body[:, 1].max() - neutral[_CHIN_VERTEX, 1])
+    origin, head_length = base.head_frame(neutral)
     worn = _worn_parts(person) if proxies.available() else _plain_parts(person)
     hidden = np.any([item.proxy.hides for item in worn if not item.material.transparent], axis=0)
     if proxies.available():
