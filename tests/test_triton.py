@@ -120,14 +120,102 @@ def test_clamped_alpha_has_no_geometry_gradient(blend):
     np.testing.assert_allclose(gradients[3], 4 * 0.99, rtol=1e-6)
 
 
-def test_crowded_scene_takes_more_groups_and_loses_nothing(blend, interpreter, monkeypatch):
-    scene = make_scene(7, 2, 24, 40, 33, 3)
+def listed_tiles(scene: Scene, width: int, height: int) -> int:
+    """How many tiles have lists."""
+    layout = tiles.make_layout(scene.background.shape[0], width, height)
+    splats, _ = reference.arrange(layout, *scene[:5])
+    return int(tiles.bin_first(layout, splats.rectangles, reference.touches(splats))[1][0])
+
+
+def make_few_slots(monkeypatch, slots: int) -> None:
+    """A buffer of as many slots, or of one image's splats if these are more."""
     monkeypatch.setattr(tiles, "SLOTS_PER_PRIMITIVE", 0)
-    monkeypatch.setattr(tiles, "SPARE_SLOTS", 0)  # now the buffer holds as many slots as one image has splats
-    interpreter.launched.clear()
-    _, alpha = compare(blend, scene, 40, 33)
+    monkeypatch.setattr(tiles, "SPARE_SLOTS", slots)
+
+
+@pytest.mark.parametrize(("slots", "listed"), [(0, {1, 2}), (36, {4, 5})])
+def test_crowded_tiles_lose_nothing(blend, monkeypatch, slots, listed):
+    """Lists for a part of the first image alone, or of the second one, too."""
+    scene = make_scene(7, 2, 16, 33, 16, 17)
+    make_few_slots(monkeypatch, slots)
+    assert listed_tiles(scene, 33, 16) in listed
+    _, alpha = compare(blend, scene, 33, 16)
+    assert alpha[:, :, :16].max() > 0.5 and alpha[:, :, 16:].max() > 0.5
+
+
+def test_tiles_may_all_be_crowded(blend, monkeypatch):
+    def bin_none(*arguments):
+        bins, last = tiles.bin_first(*arguments)
+        return bins._replace(start=0 * bins.start, slots=0 * bins.slots), 0 * last
+
+    monkeypatch.setattr(splat, "bin_first", bin_none)
+    _, alpha = compare(blend, make_scene(10, 2, 20, 20, 16, 3), 20, 16)
     assert alpha.max() > 0.5
-    assert all(interpreter.launched.count(name) > 2 for name in ("blend_fwd_16", "blend_bwd_16"))
+
+
+def test_many_splats_over_the_whole_image_crowd_it(blend):
+    random = np.random.default_rng(8)
+    scene = make_scene(8, 1, 350, 64, 64, 3)
+    conics = np.zeros((1, 350, 3)) + [2e-4, 1e-4, 2e-4]
+    scene = scene._replace(
+        conics=jnp.asarray(conics, jnp.float32),
+        opacities=jnp.asarray(random.uniform(0.2, 0.9, (1, 350)), jnp.float32),
+    )
+    assert 0 < listed_tiles(scene, 64, 64) < 16
+    _, alpha = compare(blend, scene, 64, 64)
+    assert alpha.min() > 0.99
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """A scene with lists for the first tiles of six alone, with its image and alpha; cotangents; and the size."""
+    scene, size = make_scene(11, 1, 20, 40, 20, 3), {"width": 40, "height": 20}
+    make_few_slots(monkeypatch, 24)
+    assert listed_tiles(scene, 40, 20) == 2
+    image, alpha = portable_fwd(*scene, **size)
+    return (*scene, image, alpha), cotangents(12, np.zeros((1, 20, 40), bool), 3), size
+
+
+def test_crowded_sums_have_the_same_bits_in_any_order(blend, crowded, interpreter, monkeypatch):
+    arrays, d, size = crowded
+    runs = [blend[1](*arrays, *d, **size)]
+    monkeypatch.setattr(interpreter, "backwards", True)
+    runs.append(blend[1](*arrays, *d, **size))
+    for first, second in zip(*runs, strict=True):
+        assert np.abs(first).max() > 0
+        np.testing.assert_array_equal(first, second)
+
+
+def test_crowded_sums_scale_with_the_cotangent(blend, crowded):
+    """Through float32's range, where sums have units of their own; to zero, and down to numbers that lose bits."""
+    arrays, d, size = crowded
+    expected = blend[1](*arrays, *d, **size)[3]
+    for power in (-100, 110):
+        d_features = blend[1](*arrays, *(x * 2.0**power for x in d), **size)[3]
+        np.testing.assert_array_equal(d_features, expected * 2.0**power)
+    tiny = [jnp.asarray(np.asarray(x) * np.float32(2.0**-140)) for x in d]
+    d_features = np.asarray(blend[1](*arrays, *tiny, **size)[3], np.float64)
+    assert np.abs(d_features).max() > 0
+    np.testing.assert_allclose(d_features, np.asarray(expected, np.float64) * 2.0**-140, rtol=0, atol=2.0**-140)
+    assert not any(np.any(gradient) for gradient in blend[1](*arrays, *(0 * x for x in d), **size))
+
+
+def test_crowded_sums_of_what_is_not_finite_are_not(blend, crowded):
+    arrays, d, size = crowded
+    expected = blend[1](*arrays, *d, **size)
+    hurt = np.asarray(arrays[4]).copy()
+    splat = int(np.argmax(np.abs(expected[2][0]) * (np.asarray(arrays[0])[0, :, 0] > 30)))  # in crowded tiles
+    hurt[0, splat, 1] = np.nan
+    actual = blend[1](*arrays[:4], jnp.asarray(hurt), *arrays[5:], *d, **size)
+    for gradient in actual[:3]:
+        assert np.all(np.isnan(gradient[0, splat]))
+        assert np.any(np.isfinite(gradient))
+    np.testing.assert_array_equal(actual[3], expected[3])  # they depend on no feature
+    for value in (np.inf, -np.inf):
+        d_image = d[0].at[0, 10, 36].set(value)
+        d_features = blend[1](*arrays, d_image, d[1], **size)[3][0]
+        changed = np.any(d_features != expected[3][0], -1)
+        assert 0 < changed.sum() < 20 and not np.any(np.isfinite(d_features[changed]))
 
 
 def test_rows_beyond_int32_are_refused(blend):
@@ -140,9 +228,10 @@ def test_cuda_programs_launch_the_kernels_in_place():
     """What JAX makes for a GPU, without one: calls of the launcher that write to their last operands."""
     scene = make_scene(1, 1, 40, 32, 32, 32)
     image, alpha = jnp.zeros((1, 32, 32, 32)), jnp.zeros((1, 32, 32))
+    backward = {"blend_bwd_32": 1, "crowded_bwd_16": 2, "sum_rows": 2}
     for function, arrays, kernels in (
-        (triton.blend_fwd, scene, {"blend_fwd_32": 1}),
-        (triton.blend_bwd, (*scene, image, alpha, image, alpha), {"blend_bwd_32": 1, "sum_rows": 2}),
+        (triton.blend_fwd, scene, {"blend_fwd_32": 1, "crowded_fwd_32": 1}),
+        (triton.blend_bwd, (*scene, image, alpha, image, alpha), backward),
     ):
         traced = jax.jit(functools.partial(function, width=32, height=32)).trace(*arrays)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -150,6 +239,8 @@ def test_cuda_programs_launch_the_kernels_in_place():
         for kernel, number in kernels.items():
             found = [line for line in calls if f'kernel = "{kernel}"' in line]
             assert len(found) == number and all("output_operand_alias" in line for line in found), kernel
+        assert len(calls) == sum(kernels.values())
+        assert "stablehlo.sort" in text and "stablehlo.while" not in text
 
 
 def test_same_bits_on_every_run(blend):

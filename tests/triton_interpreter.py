@@ -58,10 +58,19 @@ def _interpret(
     outputs: Sequence[np.ndarray],
     sizes: Sequence[int],
     grid: tuple[int, ...],
+    backwards: bool,
 ) -> list[np.ndarray]:
-    """Runs one launch."""
+    """Runs one launch, its programs in order or the last one first."""
+    from triton.runtime.interpreter import interpreter_builder
+
     from gphm_kernels.triton import launches
 
+    def set_program(*index: int) -> None:
+        shape = interpreter_builder.grid_dim
+        mirrored = tuple(n - 1 - i for n, i in zip(shape, index, strict=True))
+        interpreter_builder.grid_idx = mirrored if backwards else index
+
+    interpreter_builder.set_grid_idx = set_program
     kernel = launches.KERNELS[name]
     results = [np.array(x) for x in outputs]
     pointers = [Tensor(np.ascontiguousarray(x)) for x in inputs] + [Tensor(x) for x in results]
@@ -78,7 +87,7 @@ class Interpreter:
     def __enter__(self):
         context = multiprocessing.get_context("spawn")
         self._pool = concurrent.futures.ProcessPoolExecutor(1, context, initializer=_begin)
-        self.launched = []
+        self.launched, self.backwards = [], False
         return self
 
     def __exit__(self, *_):
@@ -90,7 +99,8 @@ class Interpreter:
         def run(inputs, outputs):
             arrays = [np.asarray(x) for x in inputs], [np.asarray(x) for x in outputs]
             self.launched.append(launch.kernel)
-            return tuple(self._pool.submit(_interpret, launch.kernel, *arrays, launch.sizes, launch.grid).result())
+            call = launch.kernel, *arrays, launch.sizes, launch.grid, self.backwards
+            return tuple(self._pool.submit(_interpret, *call).result())
 
         results = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in launch.outputs)
         return jax.pure_callback(run, results, launch.inputs, launch.outputs)

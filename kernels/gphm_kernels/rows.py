@@ -73,18 +73,17 @@ def _scatter(rows: Array, index: Array, number: int) -> Array:
 
 
 def _fold(rows: Float[Array, "m c"], index: Int[Array, "m"], number: int) -> Float[Array, "s c"]:
-    """Sums each row with those after it in its run, by doubling strides, so that a run's sum is at its start."""
+    """Sums runs of equal indices by a segmented scan (Blelloch 1990): pairwise, and without a loop that asks the host.
+
+    A run's sum is at its end.
+    """
     wanted = jnp.arange(number + 1, dtype=index.dtype)
-    edges = jnp.searchsorted(index, wanted).astype(jnp.int32)
+    edges = jnp.searchsorted(index, wanted, method="scan_unrolled").astype(jnp.int32)
     starts, stops = edges[:-1], edges[1:]
-    following = jnp.append(stops, 0)[jnp.minimum(index, number)] - jnp.arange(rows.shape[0], dtype=jnp.int32)
-    longest = jnp.max(stops - starts)
+    begins = index != jnp.roll(index, 1)
 
-    def fold(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        stride, sums = state
-        partner = jnp.roll(sums, -stride, 0)
-        return 2 * stride, sums + jnp.where((following > stride)[:, None], partner, 0)
+    def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return left[0] | right[0], jnp.where(right[0], right[1], left[1] + right[1])
 
-    # The stride is made of the lengths, so that it varies over devices as the loop's result does.
-    _, sums = lax.while_loop(lambda state: state[0] < longest, fold, (longest * 0 + 1, rows))
-    return jnp.where((stops > starts)[:, None], sums[jnp.minimum(starts, rows.shape[0] - 1)], 0)
+    _, sums = lax.associative_scan(combine, (begins[:, None], rows))
+    return jnp.where((stops > starts)[:, None], sums[jnp.maximum(stops - 1, 0)], 0)

@@ -134,6 +134,17 @@ def sweep_groups(
     return lax.while_loop(lambda state: state[0] < layout.tiles, group, (first, carry))[1]
 
 
+def bin_first(layout: Layout, rectangles: Rectangles, touches: Touches) -> tuple[Bins, Int[Array, "1"]]:
+    """Bins the first group of tiles alone, [0, last), without a loop; `last` is mostly the number of tiles.
+
+    The lists of tiles from `last` on are empty.
+    """
+    slots = capacity(layout, rectangles)
+    first = jnp.zeros((), jnp.int32)
+    last = _group_end(_count_tiles(layout, rectangles), first, slots)
+    return _bin(layout, rectangles, touches, first, last, slots), last[None]
+
+
 def pixels(layout: Layout, tiles: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Pixel centres of each tile within its image, x and y, [t, p]."""
     column, row = tiles % layout.columns, (tiles // layout.columns) % layout.rows
@@ -208,7 +219,9 @@ def _bin(
     count = _tiles_before(layout, rectangles, last) - skipped
     end = jnp.cumsum(count)
     slot = jnp.arange(capacity, dtype=jnp.int32)
-    primitive = jnp.minimum(jnp.searchsorted(end, slot, side="right"), count.shape[0] - 1).astype(jnp.int32)
+    # Counting how many primitives' slots end before a slot is faster than a search for it, and needs no loop.
+    ends = promote(jnp.zeros(capacity, jnp.int32), varying_axes(end)).at[end].add(1, mode="drop")
+    primitive = jnp.minimum(jnp.cumsum(ends), count.shape[0] - 1)
     # The n-th tile of a rectangle in row-major order, in closed form: no list of all tiles is ever made.
     nth = slot - (end - count - skipped)[primitive]
     columns = jnp.maximum(rectangles.columns[primitive], 1)
@@ -216,7 +229,8 @@ def _bin(
     listed = (slot < end[-1]) & touches(primitive, column, row % layout.rows)
     key = jnp.where(listed, row * layout.columns + column, layout.tiles)
     key, slot = _sort_slots(key, slot, (layout.tiles + 1) * capacity)
-    start = jnp.searchsorted(key, jnp.arange(layout.tiles + 1, dtype=jnp.int32)).astype(jnp.int32)
+    tiles = jnp.arange(layout.tiles + 1, dtype=jnp.int32)
+    start = jnp.searchsorted(key, tiles, method="scan_unrolled").astype(jnp.int32)
     return Bins(slot, primitive, count, start)
 
 

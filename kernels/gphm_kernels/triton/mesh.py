@@ -1,14 +1,15 @@
-"""Triangle rasterization on the GPU: each tile's list of faces by plain JAX, then a kernel that a launcher runs.
+"""Triangle rasterization on the GPU: each tile's list of faces by plain JAX, then kernels that a launcher runs.
 
-Lists are made as for splats (see `gphm_kernels.triton.splat`). Only the forward pass is a kernel: the backward passes,
-interpolation and antialiasing are gathers, and sums that `gphm_kernels.rows` orders.
+Lists are made as for splats, and tiles whose lists do not fit are drawn without (see `gphm_kernels.triton.splat`).
+Only the forward pass is a kernel: the backward passes, interpolation and antialiasing are gathers, and sums that
+`gphm_kernels.rows` orders.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gphm_kernels.reference.mesh import balanced, bounds, gather_corners
-from gphm_kernels.reference.tiles import Bins, make_layout, sweep_groups
+from gphm_kernels.reference.tiles import bin_first, make_layout
 from gphm_kernels.triton.launches import Launcher, run
 from gphm_kernels.varying import promote, varying_axes
 
@@ -32,10 +33,10 @@ def rasterize_fwd(
     corners = balanced(corners, (-2, -1))
     sizes = (width, height, layout.columns, layout.rows, number)
 
-    def visit(raster: Array, bins: Bins, first: Array, last: Array) -> Array:
-        del first, last  # lists are empty beyond them
-        inputs = corners, bins.primitive[bins.slot], bins.start
-        return run(launch, "rasterize_fwd", inputs, (raster,), sizes, (layout.tiles, 1))[0]
-
-    carry = promote(empty, varying_axes(corners, rectangles))
-    return sweep_groups(layout, rectangles, lambda face, column, row: jnp.ones_like(face, bool), carry, visit)
+    bins, last = bin_first(layout, rectangles, lambda face, column, row: jnp.ones_like(face, bool))
+    listed = bins.primitive[bins.slot]
+    raster = promote(empty, varying_axes(corners, rectangles))
+    for name, places in (("rasterize_fwd", bins.start), ("rasterize_crowded", jnp.stack(rectangles, -1))):
+        inputs = corners, listed, places, last
+        (raster,) = run(launch, name, inputs, (raster,), sizes, (layout.tiles, 1))
+    return raster

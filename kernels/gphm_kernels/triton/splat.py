@@ -1,10 +1,12 @@
-"""Blending on the GPU: lists of splats by plain JAX, then kernels that a launcher runs.
+"""Blending on the GPU: lists of splats by plain JAX, then kernels that a launcher runs, without a word to the host.
 
-Lists are made by `reference.tiles` with int32 sort keys, the ones that XLA's GPU sort is fast for, and in buffers of
-fixed size. A scene whose lists do not fit takes another group of tiles, so that nothing is dropped. What a group
-holds is known to the device alone: kernels read its bounds from memory, and are launched for all tiles. Only the loop
-over groups asks the host, which reads one flag a group (one group is the rule). A fixed number of groups would read
-none, and would either drop splats of crowded scenes or sort an empty buffer many times in all others.
+Lists are made by `reference.tiles` with int32 sort keys, the ones that XLA's GPU sort is fast for, and in a buffer of
+fixed size. The tiles whose lists do not fit, known to the device alone, have none: kernels of their own walk all
+splats of the image there, so that nothing is dropped. Every program has the same launches and no loop, whatever the
+scene; those for crowded tiles end at once where there are none.
+
+A listed tile's gradients have rows of their own, which are summed in order; a crowded tile's are summed in fixed
+point (see `kernels.fixed`), in buffers as large as three times the gradients. Both have the same bits on every run.
 """
 
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from gphm_kernels.reference import splat as reference
-from gphm_kernels.reference.tiles import TILE, Bins, Layout, capacity, make_layout, sweep_groups
+from gphm_kernels.reference.tiles import TILE, Layout, bin_first, make_layout
 from gphm_kernels.triton.launches import CHANNEL_BLOCKS, KERNELS, Launcher, run
 from gphm_kernels.varying import promote, varying_axes
 
@@ -42,18 +44,19 @@ def blend_fwd(
     block = _channel_block("blend_fwd", channels)
     padded = _pad_channels(features, block)
     arrays = (means2d, conics, opacities, padded, _pad_channels(background, block))
-
-    def visit(carry: tuple[Array, Array], bins: Bins, first: Array, last: Array) -> tuple[Array, Array]:
-        inputs = (*arrays, order[bins.primitive[bins.slot]], bins.start, jnp.stack([first, last]))
-        grid = layout.tiles, padded.shape[-1] // block
-        image, alpha = run(launch, f"blend_fwd_{block}", inputs, carry, _sizes(layout, padded), grid)
-        return image, alpha
-
+    bins, last = bin_first(layout, ordered.rectangles, reference.touches(ordered))
     empty = tuple(
-        jnp.zeros((batch, height, width, *last), jnp.float32) for last in ((padded.shape[-1],), ())
+        jnp.zeros((batch, height, width, *channels), jnp.float32) for channels in ((padded.shape[-1],), ())
     )
-    carry = promote(empty, varying_axes(ordered, background))
-    image, alpha = sweep_groups(layout, ordered.rectangles, reference.touches(ordered), carry, visit)
+    drawn = promote(empty, varying_axes(ordered, background))
+    sizes = (*_sizes(layout, padded), means2d.shape[1])
+    grid = layout.tiles, padded.shape[-1] // block
+    for name, splats, bounds in (
+        ("blend_fwd", order[bins.primitive[bins.slot]], bins.start),
+        ("crowded_fwd", order, jnp.stack(ordered.rectangles, -1)),
+    ):
+        drawn = run(launch, f"{name}_{block}", (*arrays, splats, bounds, last), drawn, sizes, grid)
+    image, alpha = drawn
     return image[..., :channels], alpha
 
 
@@ -87,34 +90,39 @@ def blend_bwd(
     suffix = jnp.sum(d_image * image, -1) - remaining * d_alpha
     block = _channel_block("blend_bwd", features.shape[-1])
     padded, cotangent = _pad_channels(features, block), _pad_channels(d_image, block)
-    slots, columns = capacity(layout, ordered.rectangles), (reference.GEOMETRY, padded.shape[-1])
-    axes = varying_axes(ordered, cotangent, suffix)
+    bins, last = bin_first(layout, ordered.rectangles, reference.touches(ordered))
+    splats, per_pixel = (means2d, conics, opacities, padded), (cotangent, suffix)
+    axes, grid = varying_axes(ordered, *per_pixel), (layout.tiles, 1)
+    columns, sizes = (reference.GEOMETRY, padded.shape[-1]), _sizes(layout, padded)
 
-    def visit(carry: tuple[Array, Array], bins: Bins, first: Array, last: Array) -> tuple[Array, ...]:
-        listed = order[bins.primitive[bins.slot]], bins.slot, bins.start, jnp.stack([first, last])
-        inputs = (means2d, conics, opacities, padded, *listed, cotangent, suffix)
-        rows = tuple(promote(jnp.zeros((slots, c), jnp.float32), axes) for c in columns)
-        rows = run(launch, f"blend_bwd_{block}", inputs, rows, _sizes(layout, padded), (layout.tiles, 1))
-        end = jnp.cumsum(bins.slots)
-        return tuple(_sum_rows(launch, *pair, end, order) for pair in zip(rows, carry, strict=True))
+    def zeros(rows: int, dtype: type, *last: int) -> tuple[Array, ...]:
+        return tuple(promote(jnp.zeros((rows, c, *last), dtype), axes) for c in columns)
 
-    carry = tuple(promote(jnp.zeros((order.shape[0], c), jnp.float32), axes) for c in columns)
-    geometry, d_features = sweep_groups(layout, ordered.rectangles, reference.touches(ordered), carry, visit)
+    listed = (*splats, order[bins.primitive[bins.slot]], bins.slot, bins.start, last, *per_pixel)
+    rows = run(launch, f"blend_bwd_{block}", listed, zeros(bins.slot.size, jnp.float32), sizes, grid)
+
+    # At most 2^(62 - room) tiles of an image are crowded. Pairs of int32 are the kernel's int64.
+    room = 62 - (layout.rows * layout.columns - 1).bit_length()
+    inputs = (*splats, order, jnp.stack(ordered.rectangles, -1), last, *per_pixel)
+    crowded = zeros(order.size, jnp.int32) + zeros(order.size, jnp.int32, 2)
+    for adding in (0, 1):
+        crowded_sizes = (*sizes, opacities.shape[1], room, adding)
+        crowded = run(launch, "crowded_bwd_16", inputs, crowded, crowded_sizes, grid)
+
+    def total(values: Array, peaks: Array, totals: Array, sums: Array) -> Array:
+        inputs = values, jnp.cumsum(bins.slots), order, peaks, totals, last
+        grid = order.size, -(-values.shape[1] // KERNELS["sum_rows"].constants["CHANNELS"])
+        return run(launch, "sum_rows", inputs, (sums,), (values.shape[1], layout.tiles, room), grid)[0]
+
+    geometry, d_features = map(total, rows, crowded[:2], crowded[2:], zeros(order.size, jnp.float32))
     geometry = geometry.reshape(*opacities.shape, -1)
     d_features = d_features.reshape(*opacities.shape, -1)[..., : features.shape[-1]]
     return geometry[..., :2], geometry[..., 2:5], geometry[..., 5], d_features, d_background
 
 
-def _sum_rows(launch: Launcher, values: Array, sums: Array, end: Array, order: Array) -> Array:
-    """Adds each depth-ordered splat's rows of `values`, which are neighbours, to the splat's row of `sums`."""
-    columns = values.shape[1]
-    grid = order.shape[0], -(-columns // KERNELS["sum_rows"].constants["CHANNELS"])
-    return run(launch, "sum_rows", (values, end, order), (sums,), (columns,), grid)[0]
-
-
-def _channel_block(function: str, channels: int) -> int:
+def _channel_block(kernel: str, channels: int) -> int:
     """The channels of one product: the least that holds them all, or the kernel's largest."""
-    blocks = CHANNEL_BLOCKS[function]
+    blocks = CHANNEL_BLOCKS[kernel]
     return next((size for size in blocks if channels <= size), blocks[-1])
 
 

@@ -15,21 +15,36 @@ rounded as written: `tl.fma` where there is one, elsewhere a single operation. S
 import triton
 import triton.language as tl
 
-from gphm_kernels.triton.kernels.tile import PIXELS, TILE, pixels
+from gphm_kernels.triton.kernels.tile import PIXELS, TILE, is_drawn, next_block, pixels, span
 
 INFINITY = tl.constexpr(float("inf"))
 NO_FACE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def rasterize_fwd(corners, listed, start, raster, width, height, columns, rows, faces, BLOCK: tl.constexpr):
+def rasterize_fwd(
+    corners,
+    listed,
+    bounds,
+    last,
+    raster,
+    width,
+    height,
+    columns,
+    rows,
+    faces,
+    BLOCK: tl.constexpr,
+    CROWDED: tl.constexpr,
+):
     """(u, v, z/w, face + 1) of the nearest face, [b, h, w, 4]; program: tile. Empty pixels are left as they are.
 
-    `corners` [b * faces, 3, 4] are clip positions; `start[tile]` is where a tile's list starts in `listed`, in which
-    its faces ascend. A tile of another group has an empty list.
+    `corners` [b * faces, 3, 4] are clip positions; `listed` names the face at each position of the lists, in which a
+    tile's faces ascend. Crowded tiles read no list: their positions are the faces.
     """
     tile = tl.program_id(0)
-    first, stop = tl.load(start + tile), tl.load(start + tile + 1)
+    if not is_drawn(tile, last, CROWDED):
+        return
+    first, stop = span(tile, bounds, columns, rows, faces, CROWDED)
     if first == stop:
         return
     _, corner, pixel, pixel_x, pixel_y, inside = pixels(tile, columns, rows, width, height)
@@ -38,9 +53,9 @@ def rasterize_fwd(corners, listed, start, raster, width, height, columns, rows, 
     nearest = tl.full((PIXELS, BLOCK), INFINITY, tl.float32)
     nearest_face = tl.full((PIXELS, BLOCK), NO_FACE, tl.int32)
     while first < stop:
-        position = first + tl.arange(0, BLOCK)
-        face = tl.load(listed + position, mask=position < stop, other=0)
-        edges, limits, depth_plane = _set_up(corners, face, position < stop, middle_x, middle_y)
+        first, position, valid = next_block(tile, bounds, columns, first, stop, BLOCK, CROWDED)
+        face = tl.where(valid, position, 0) if CROWDED else tl.load(listed + position, mask=valid, other=0)
+        edges, limits, depth_plane = _set_up(corners, face, valid, middle_x, middle_y)
         depth = _plane_at(depth_plane, x - middle_x, y - middle_y)
         seen = (tl.abs(depth) <= 1) & (depth < nearest)
         for i in tl.static_range(3):

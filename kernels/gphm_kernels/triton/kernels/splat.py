@@ -6,19 +6,19 @@ the first axis and splats along the second, a block's alphas and transmittances 
     image += W C,   g = G C^T,   dC = W^T G                                                  G = d_image
 
 run on tensor cores as three TF32 products each (or in float32, `PRECISION` "ieee"). Exponents and transmittances
-are float32. No atomics: every store has one owner, so that results have the same bits on every run.
+are float32. Results have the same bits on every run: every store has one owner, and atomics only add integers.
 
-Lists come from `gphm_kernels.reference.tiles`: `start[tile]` is where a tile's list starts in `splats` (which of all
-the batch's splats) and in `slots` (which row of the gradient buffers belongs to this tile and splat). Only the tiles
-from `group[0]` up to `group[1]` are visited. Pointers come first, outputs last among them, then int32 sizes:
-`launches` describes them to the launcher. `channels` is a multiple of `CHANNELS`, and 16 rows of an image, of `width`
-times `channels` numbers, are indexed with int32.
+`splats` names the splat (of all the batch's) at each position that `tile` describes: of the lists, made by
+`gphm_kernels.reference.tiles`, or for crowded tiles of all splats in depth order. A launch draws the tiles of one kind.
+Pointers come first, outputs last among them, then int32 sizes: `launches` describes them to the launcher. `channels` is
+a multiple of `CHANNELS`, and 16 rows of an image, of `width` times `channels` numbers, are indexed with int32.
 """
 
 import triton
 import triton.language as tl
 
-from gphm_kernels.triton.kernels.tile import PIXELS, pixels
+from gphm_kernels.triton.kernels import fixed
+from gphm_kernels.triton.kernels.tile import PIXELS, is_drawn, next_block, pixels, span
 
 PART = tl.constexpr(32)
 ALPHA_MAX = tl.constexpr(0.99)
@@ -27,14 +27,13 @@ TRANSMITTANCE_MIN = tl.constexpr(1e-4)
 
 
 @triton.jit
-def _load_block(means2d, conics, opacities, splats, position, stop):
-    """The geometry of the splats at these positions of the list; opacity zero from `stop` on."""
-    valid = position < stop
+def _load_block(means2d, conics, opacities, splats, position, valid):
+    """The geometry of the splats at these positions; opacity zero where not valid."""
     splat = tl.load(splats + position, mask=valid, other=0).to(tl.int64)  # int64: row times row length may exceed int32
     mean_x, mean_y = tl.load(means2d + 2 * splat), tl.load(means2d + 2 * splat + 1)
     a, b, c = tl.load(conics + 3 * splat), tl.load(conics + 3 * splat + 1), tl.load(conics + 3 * splat + 2)
     opacity = tl.load(opacities + splat, mask=valid, other=0.0)
-    return splat, valid, mean_x, mean_y, a, b, c, opacity
+    return splat, mean_x, mean_y, a, b, c, opacity
 
 
 @triton.jit
@@ -66,8 +65,8 @@ def blend_fwd(
     features,
     background,
     splats,
-    start,
-    group,
+    bounds,
+    last,
     image,
     alphas,
     width,
@@ -75,31 +74,33 @@ def blend_fwd(
     columns,
     rows,
     channels,
+    number,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    CROWDED: tl.constexpr,
 ):
     """Image [b, h, w, channels] over the background and alpha [b, h, w]; program (tile, block of channels)."""
     tile, channel = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
+    if not is_drawn(tile, last, CROWDED):
         return
-    number, corner, pixel, x, y, inside = pixels(tile, columns, rows, width, height)
-    first, stop = tl.load(start + tile), tl.load(start + tile + 1)
+    image_number, corner, pixel, x, y, inside = pixels(tile, columns, rows, width, height)
+    first, stop = span(tile, bounds, columns, rows, number, CROWDED)
     colour = tl.zeros((PIXELS, CHANNELS), tl.float32)
     remaining = tl.full((PIXELS,), 1.0, tl.float32)
     ended = 1 - inside.to(tl.int32)
     while (first < stop) & (tl.min(ended, 0) == 0):
-        position = first + tl.arange(0, BLOCK)
-        splat, valid, mean_x, mean_y, a, b, c, opacity = _load_block(means2d, conics, opacities, splats, position, stop)
+        first, position, valid = next_block(tile, bounds, columns, first, stop, BLOCK, CROWDED)
+        splat, mean_x, mean_y, a, b, c, opacity = _load_block(means2d, conics, opacities, splats, position, valid)
         alpha, _, before, remaining, ended = _block_alphas(
             x, y, mean_x, mean_y, a, b, c, opacity, remaining, ended
         )
         feature = tl.load(features + splat[:, None] * channels + channel[None, :])
-        # A feature that is not finite, of a splat beyond the list's end, must not meet a weight of zero.
+        # A feature that is not finite, of a splat that is not visited, must not meet a weight of zero.
         feature = tl.where(valid[:, None], feature, 0.0)
         colour = tl.dot(alpha * before, feature, colour, input_precision=PRECISION)
         first += BLOCK
-    colour += remaining[:, None] * tl.load(background + number * channels + channel)[None, :]
+    colour += remaining[:, None] * tl.load(background + image_number * channels + channel)[None, :]
     tl.store(image + corner * channels + pixel[:, None] * channels + channel[None, :], colour, mask=inside[:, None])
     if tl.program_id(1) == 0:
         tl.store(alphas + corner + pixel, 1.0 - remaining, mask=inside)
@@ -113,8 +114,8 @@ def blend_bwd(
     features,
     splats,
     slots,
-    start,
-    group,
+    bounds,
+    last,
     d_image,
     suffix,
     d_geometry,
@@ -128,29 +129,97 @@ def blend_bwd(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A row of gradient for each (tile, splat): d_geometry [slots, 6], d_features [slots, channels]; program: tile.
+    """A row of gradient for each listed (tile, splat): d_geometry [slots, 6], d_features [slots, channels].
+
+    `slots` says which row belongs to a position. Rows of splats that no pixel reaches before its end are left as they
+    are: the caller passes zeros.
+    """
+    if is_drawn(tl.program_id(0), last, False):
+        _differentiate(means2d, conics, opacities, features, splats, slots, bounds, d_image, suffix, d_geometry,
+                       d_features, width, height, columns, rows, channels, 0, CHANNELS, BLOCK, PRECISION,
+                       False)  # fmt: skip
+
+
+@triton.jit
+def crowded_bwd(
+    means2d,
+    conics,
+    opacities,
+    features,
+    splats,
+    bounds,
+    last,
+    d_image,
+    suffix,
+    peaks_geometry,
+    peaks_features,
+    totals_geometry,
+    totals_features,
+    width,
+    height,
+    columns,
+    rows,
+    channels,
+    number,
+    room,
+    adding,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Each splat's sums over the crowded tiles, [b * number, 6] and [b * number, channels]: a pass of `fixed.add`."""
+    if is_drawn(tl.program_id(0), last, True):
+        d_geometry = (peaks_geometry, fixed.wide(totals_geometry), room, adding)
+        d_features = (peaks_features, fixed.wide(totals_features), room, adding)
+        _differentiate(means2d, conics, opacities, features, splats, None, bounds, d_image, suffix, d_geometry,
+                       d_features, width, height, columns, rows, channels, number, CHANNELS, BLOCK, PRECISION,
+                       True)  # fmt: skip
+
+
+@triton.jit
+def _differentiate(
+    means2d,
+    conics,
+    opacities,
+    features,
+    splats,
+    slots,
+    bounds,
+    d_image,
+    suffix,
+    d_geometry,
+    d_features,
+    width,
+    height,
+    columns,
+    rows,
+    channels,
+    number,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CROWDED: tl.constexpr,
+):
+    """Puts the gradient of each splat of a tile, the program's, where `_put` has its place.
 
     `suffix` [b, h, w] is sum_j w_j g_j + T_end (G . background - gA) over all splats of a pixel, gA = d_alpha. Less the
     running sum of w_j g_j it is what lies behind splat i, one scalar a pixel for any number of channels:
 
         dalpha_i = T_i g_i - (suffix - sum_{j<=i} w_j g_j) / (1 - alpha_i)
 
-    The columns of d_geometry are mean x and y, conic a, b and c, opacity. Rows of splats that no pixel reaches
-    before its end are left as they are: the caller passes zeros.
+    The columns of the geometry's gradient are mean x and y, conic a, b and c, opacity.
     """
     tile = tl.program_id(0)
-    if (tile < tl.load(group)) | (tile >= tl.load(group + 1)):
-        return
     _, corner, pixel, x, y, inside = pixels(tile, columns, rows, width, height)
     behind = tl.load(suffix + corner + pixel, mask=inside, other=0.0)
     colours = d_image + corner * channels + pixel[:, None] * channels
-    first, stop = tl.load(start + tile), tl.load(start + tile + 1)
+    first, stop = span(tile, bounds, columns, rows, number, CROWDED)
     remaining = tl.full((PIXELS,), 1.0, tl.float32)
     ended = 1 - inside.to(tl.int32)
     while (first < stop) & (tl.min(ended, 0) == 0):
-        position = first + tl.arange(0, BLOCK)
-        splat, valid, mean_x, mean_y, a, b, c, opacity = _load_block(means2d, conics, opacities, splats, position, stop)
-        slot = tl.load(slots + position, mask=valid, other=0).to(tl.int64)
+        first, position, valid = next_block(tile, bounds, columns, first, stop, BLOCK, CROWDED)
+        splat, mean_x, mean_y, a, b, c, opacity = _load_block(means2d, conics, opacities, splats, position, valid)
+        row = splat if CROWDED else tl.load(slots + position, mask=valid, other=0).to(tl.int64)
         alpha, clamped, before, remaining, ended = _block_alphas(
             x, y, mean_x, mean_y, a, b, c, opacity, remaining, ended
         )
@@ -168,12 +237,14 @@ def blend_bwd(
         behind -= tl.sum(passed, 1)
         d_log = tl.where((alpha > 0.0) & (clamped == 0), d_alpha * alpha, 0.0)
         dx, dy = x[:, None] - mean_x[None, :], y[:, None] - mean_y[None, :]
-        _store_geometry(d_geometry, slot, valid, d_log, dx, dy, a, b, c, opacity)
+        d_splat = _geometry_gradient(d_log, dx, dy, a, b, c, opacity)
+        for i in tl.static_range(6):
+            _put(d_geometry, 6 * row + i, d_splat[i], valid, CROWDED)
         for first_channel in tl.range(0, channels, CHANNELS, num_stages=1):
             channel = first_channel + tl.arange(0, CHANNELS)
             d_colour = tl.load(colours + channel[None, :], mask=inside[:, None], other=0.0)
             d_feature = _sum_over_pixels(weight, d_colour, PRECISION)
-            tl.store(d_features + slot[:, None] * channels + channel[None, :], d_feature, mask=valid[:, None])
+            _put(d_features, row[:, None] * channels + channel[None, :], d_feature, valid[:, None], CROWDED)
         first += BLOCK
 
 
@@ -190,28 +261,54 @@ def _sum_over_pixels(left, right, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _store_geometry(d_geometry, slot, valid, d_log, dx, dy, a, b, c, opacity):
+def _geometry_gradient(d_log, dx, dy, a, b, c, opacity):
     """Cotangents of mean, conic and opacity from d_log, the cotangent of log alpha, summed over the tile's pixels."""
     sx, sy = tl.sum(d_log * dx, 0), tl.sum(d_log * dy, 0)
-    row = d_geometry + 6 * slot
-    tl.store(row, a * sx + b * sy, mask=valid)
-    tl.store(row + 1, b * sx + c * sy, mask=valid)
-    tl.store(row + 2, -0.5 * tl.sum(d_log * dx * dx, 0), mask=valid)
-    tl.store(row + 3, -tl.sum(d_log * dx * dy, 0), mask=valid)
-    tl.store(row + 4, -0.5 * tl.sum(d_log * dy * dy, 0), mask=valid)
-    tl.store(row + 5, tl.sum(d_log, 0) / opacity, mask=valid)
+    return (
+        a * sx + b * sy,
+        b * sx + c * sy,
+        -0.5 * tl.sum(d_log * dx * dx, 0),
+        -tl.sum(d_log * dx * dy, 0),
+        -0.5 * tl.sum(d_log * dy * dy, 0),
+        tl.sum(d_log, 0) / opacity,
+    )
 
 
 @triton.jit
-def sum_rows(values, end, order, sums, columns, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds rows end[p - 1] to end[p] of values [slots, columns] to sums[order[p]]; program (p, block of columns).
+def _put(gradient, at, value, valid, CROWDED: tl.constexpr):
+    """Stores what belongs to this tile alone, and adds what a crowded tile shares with others."""
+    if CROWDED:
+        peaks, totals, room, adding = gradient
+        fixed.add(peaks + at, totals + at, value, valid, room, adding)
+    else:
+        tl.store(gradient + at, value, mask=valid)
 
-    The rows are added `BLOCK` at a time, in their order.
+
+@triton.jit
+def sum_rows(
+    values,
+    end,
+    order,
+    peaks,
+    totals,
+    last,
+    sums,
+    columns,
+    tiles,
+    room,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """sums[order[p]] = the sum of rows end[p - 1] to end[p] of values [slots, columns], and of what crowded tiles add.
+
+    Program (p, block of columns). Rows are added `BLOCK` at a time, in their order. Sums of nothing are left as they
+    are: the caller passes zeros.
     """
     primitive, column = tl.program_id(0), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     first = tl.load(end + primitive - 1, mask=primitive > 0, other=0)
     stop = tl.load(end + primitive)
-    if first == stop:
+    crowded = tl.load(last) < tiles
+    if (first == stop) & (crowded == 0):
         return
     inside = column < columns
     total = tl.zeros((CHANNELS,), tl.float32)
@@ -220,5 +317,7 @@ def sum_rows(values, end, order, sums, columns, CHANNELS: tl.constexpr, BLOCK: t
         at = values + row.to(tl.int64)[:, None] * columns + column[None, :]
         total += tl.sum(tl.load(at, mask=(row < stop)[:, None] & inside[None, :], other=0.0), 0)
         first += BLOCK
-    at = sums + tl.load(order + primitive).to(tl.int64) * columns + column
-    tl.store(at, tl.load(at, mask=inside, other=0.0) + total, mask=inside)
+    at = tl.load(order + primitive).to(tl.int64) * columns + column
+    if crowded:
+        total += fixed.read(peaks + at, fixed.wide(totals) + at, inside, room)
+    tl.store(sums + at, total, mask=inside)
