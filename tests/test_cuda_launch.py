@@ -160,7 +160,7 @@ def test_kernels_compile_without_a_gpu(tmp_path):
     pytest.importorskip("triton", reason="Triton has no packages for this platform")
     from gphm_kernels.triton import compile as compiler
 
-    names = ("blend_bwd_16", "rasterize_fwd", "tetrahedra_place")
+    names = ("crowded_bwd_16", "rasterize_fwd", "tetrahedra_place")
     compiler.compile_all([86, binaries.PTX_TARGET], tmp_path / "gpu", names)
     compiled = binaries.read(tmp_path / "gpu")
     forms = [(86, False), (binaries.PTX_TARGET, False), (binaries.PTX_TARGET, True)]

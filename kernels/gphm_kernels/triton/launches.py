@@ -74,7 +74,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     # Most splats touch a few tiles: one warp sums 8 rows at a time, and many programs share a processor.
     "sum_rows": Kernel(
-        "splat",
+        "rows",
         "sum_rows",
         (_FLOATS, *(_INTS,) * 5, _FLOATS),
         ("columns", "tiles", "room"),

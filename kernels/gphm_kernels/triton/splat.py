@@ -46,7 +46,7 @@ def blend_fwd(
     arrays = (means2d, conics, opacities, padded, _pad_channels(background, block))
     bins, last = bin_first(layout, ordered.rectangles, reference.touches(ordered))
     empty = tuple(
-        jnp.zeros((batch, height, width, *channels), jnp.float32) for channels in ((padded.shape[-1],), ())
+        jnp.zeros((batch, height, width, *last_axis), jnp.float32) for last_axis in ((padded.shape[-1],), ())
     )
     drawn = promote(empty, varying_axes(ordered, background))
     sizes = (*_sizes(layout, padded), means2d.shape[1])
@@ -101,13 +101,12 @@ def blend_bwd(
     listed = (*splats, order[bins.primitive[bins.slot]], bins.slot, bins.start, last, *per_pixel)
     rows = run(launch, f"blend_bwd_{block}", listed, zeros(bins.slot.size, jnp.float32), sizes, grid)
 
-    # At most 2^(62 - room) tiles of an image are crowded. Pairs of int32 are the kernel's int64.
-    room = 62 - (layout.rows * layout.columns - 1).bit_length()
-    inputs = (*splats, order, jnp.stack(ordered.rectangles, -1), last, *per_pixel)
-    crowded = zeros(order.size, jnp.int32) + zeros(order.size, jnp.int32, 2)
+    unlisted = (*splats, order, jnp.stack(ordered.rectangles, -1), last, *per_pixel)
+    crowded = zeros(order.size, jnp.int32) + zeros(order.size, jnp.int32, 2)  # pairs of int32: the kernel's int64
+    room = _room(layout)
     for adding in (0, 1):
         crowded_sizes = (*sizes, opacities.shape[1], room, adding)
-        crowded = run(launch, "crowded_bwd_16", inputs, crowded, crowded_sizes, grid)
+        crowded = run(launch, "crowded_bwd_16", unlisted, crowded, crowded_sizes, grid)
 
     def total(values: Array, peaks: Array, totals: Array, sums: Array) -> Array:
         inputs = values, jnp.cumsum(bins.slots), order, peaks, totals, last
@@ -118,6 +117,11 @@ def blend_bwd(
     geometry = geometry.reshape(*opacities.shape, -1)
     d_features = d_features.reshape(*opacities.shape, -1)[..., : features.shape[-1]]
     return geometry[..., :2], geometry[..., 2:5], geometry[..., 5], d_features, d_background
+
+
+def _room(layout: Layout) -> int:
+    """Bits of a crowded tile's gradient in `kernels.fixed`, such that sums over an image's tiles do not overflow."""
+    return 62 - (layout.rows * layout.columns - 1).bit_length()
 
 
 def _channel_block(kernel: str, channels: int) -> int:
