@@ -218,6 +218,22 @@ def test_crowded_sums_of_what_is_not_finite_are_not(blend, crowded):
         assert 0 < changed.sum() < 20 and not np.any(np.isfinite(d_features[changed]))
 
 
+def test_crowded_tiles_leave_out_what_does_not_touch_them(blend, crowded):
+    """The tile at the lower right alone reads a feature that is not a number."""
+    (means, conics, opacities, depths, features, background, *_), _, size = crowded
+    scene = Scene(
+        means.at[0, 0].set(jnp.array([37.0, 18.5])),
+        conics.at[0, 0].set(jnp.array([2.0, 0.0, 2.0])),
+        opacities.at[0, 0].set(0.9),
+        depths.at[0, 0].set(0.5),
+        features.at[0, 0].set(jnp.nan),
+        background,
+    )
+    assert listed_tiles(scene, 40, 20) < 3
+    hurt = np.isnan(blend[0](*scene, **size)[0][0])
+    assert np.any(hurt[16:, 32:]) and not np.any(hurt[:16]) and not np.any(hurt[:, :32])
+
+
 def test_rows_beyond_int32_are_refused(blend):
     shapes = jax.eval_shape(lambda: make_scene(1, 1, 4, 16, 16, 9000))
     with pytest.raises(ValueError, match="9024 channels in an image 16000 wide"):
