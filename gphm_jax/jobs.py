@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from absl import logging
@@ -27,6 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BACKENDS = ("loky", "ray")
+_ROUND = 8  # items for each worker of a cluster between two looks at the results
 _SHOWN = 10  # failures listed on the terminal; the file has them all
 DIED = "its process ended without a word (out of memory, or killed)"
 
@@ -90,7 +91,7 @@ def run_jobs(
     failures: dict[int, Failure] = {}
     if not pending:
         return Outcome(results=(), skipped=len(items), failures=())
-    engine = _Engine(functools.partial(_guarded, function), backend, workers)
+    engine = _Engine(functools.partial(_guarded, function, _process()), backend, workers)
     total = sum(size(item) for item in pending.values())
     with tqdm(total=total, unit=unit, desc=description, smoothing=0.1) as bar:
         for number, result, reason, trace in engine.run(pending):
@@ -109,8 +110,9 @@ def run_jobs(
 _Report = tuple[int, Any, str | None, str | None]  # number, result, reason of a failure, its traceback
 
 
-def _guarded(function: Callable[[T], R], number: int, item: T) -> _Report:
-    _be_a_worker()
+def _guarded(function: Callable[[T], R], home: tuple[str, int], number: int, item: T) -> _Report:
+    if _process() != home:
+        _be_a_worker()
     try:
         return number, function(item), None, None
     except (InputError, TrainingError) as error:
@@ -120,10 +122,12 @@ def _guarded(function: Callable[[T], R], number: int, item: T) -> _Report:
         return number, None, f"{type(error).__name__}: {first}", traceback.format_exc()
 
 
+def _process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
 def _be_a_worker() -> None:
     """One thread for each process, and interrupts left to the parent, which ends its workers."""
-    if multiprocessing.parent_process() is None:
-        return
     import cv2
 
     cv2.setNumThreads(1)
@@ -139,55 +143,81 @@ class _Engine:
             raise InputError(f"no such backend '{backend}': use {' or '.join(BACKENDS)}")
         self._call = call
         self._backend = backend
-        self._workers = workers or (available_cores() if backend == "loky" else -1)
-        if backend == "ray":
-            _register_ray()
+        self._death, cores = _ray() if backend == "ray" else _loky()
+        self._workers = workers or cores
 
     def run(self, pending: dict[int, Any]) -> Iterator[_Report]:
         """Every item's report, in the order of completion."""
         if self._backend == "loky" and min(self._workers, len(pending)) == 1:
             yield from (self._call(number, item) for number, item in pending.items())
             return
-        waiting = dict(pending)
+        try:
+            yield from self._all(dict(pending))
+        finally:
+            if self._backend == "loky":
+                from joblib.externals.loky import get_reusable_executor
+
+                get_reusable_executor().shutdown()  # or its processes would hold their memory for minutes
+
+    def _all(self, waiting: dict[int, Any]) -> Iterator[_Report]:
         while waiting:
             started: set[int] = set()
-            for report in self._until_a_death(waiting, self._workers, started):
+            for report in self._until_a_death(waiting, started):
                 del waiting[report[0]]
                 yield report
             # What was handed out and did not come back may have killed its process.
             for number in sorted(started & waiting.keys()):
                 alone = {number: waiting.pop(number)}
-                # Two workers for one item, because joblib runs a single one in this very process. Read to the end,
-                # or it would end the workers and start new ones for the next item.
-                yield from [*self._until_a_death(alone, 2, set())] or [(number, None, DIED, None)]
+                # Read to the end, or joblib would end the workers and start new ones for the next item.
+                yield from [*self._until_a_death(alone, set())] or [(number, None, DIED, None)]
 
-    def _until_a_death(self, pending: dict[int, Any], workers: int, started: set[int]) -> Iterator[_Report]:
+    def _until_a_death(self, pending: dict[int, Any], started: set[int]) -> Iterator[_Report]:
         import joblib
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        def handed_out() -> Iterable[Any]:
-            for number, item in list(pending.items()):
+        def handed_out(numbers: Sequence[int]) -> Iterator[Any]:
+            for number in numbers:
                 started.add(number)
-                yield joblib.delayed(self._call)(number, item)
+                yield joblib.delayed(self._call)(number, pending[number])
 
-        threads = {"inner_max_num_threads": 1} if self._backend == "loky" else {}
-        with joblib.parallel_config(backend=self._backend, **threads):
-            # Results as they come; one item a task, and no more handed out than one for each worker besides its own.
-            parallel = joblib.Parallel(
-                n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
-            )
-            try:
-                yield from parallel(handed_out())
-            except TerminatedWorkerError:
-                return
+        numbers = list(pending)
+        # Two at least, because joblib runs a single worker's items in this very process.
+        workers = max(2, min(self._workers, len(numbers)))
+        if self._backend == "loky":
+            rounds, return_as, threads = [numbers], "generator_unordered", {"inner_max_num_threads": 1}
+        else:  # Ray's backend gives results when all are there: in rounds, or the bar would stand still
+            length = _ROUND * workers
+            rounds = [numbers[first : first + length] for first in range(0, len(numbers), length)]
+            return_as, threads = "list", {}
+        try:
+            for some in rounds:
+                with joblib.parallel_config(backend=self._backend, **threads):
+                    parallel = joblib.Parallel(
+                        n_jobs=workers, return_as=return_as, batch_size=1, pre_dispatch="2*n_jobs"
+                    )
+                    yield from parallel(handed_out(some))
+        except self._death:
+            return
 
 
-def _register_ray() -> None:
+def _loky() -> tuple[type[Exception], int]:
+    """What joblib raises when one of its processes died, and how many cores there are."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    return TerminatedWorkerError, available_cores()
+
+
+def _ray() -> tuple[type[Exception], int]:
+    """Makes joblib know Ray, on the cluster that RAY_ADDRESS names; returns the same as `_loky`."""
     try:
+        import ray
+        from ray.exceptions import RayError
         from ray.util.joblib import register_ray
     except ImportError as error:
         raise InputError("--backend=ray needs Ray: pip install 'gphm_jax[cluster]'") from error
     register_ray()
+    if not ray.is_initialized():
+        ray.init()
+    return RayError, int(ray.cluster_resources()["CPU"])
 
 
 def available_cores() -> int:
