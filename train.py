@@ -16,7 +16,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from gphm_jax import loop, results, runtime
-from gphm_jax.data.sampler import BatchSampler, evaluation_batches, prefetch
+from gphm_jax.data.loading import training_batches
+from gphm_jax.data.sampler import BatchSampler, evaluation_batches
 from gphm_jax.errors import run_main
 from gphm_jax.footage import batch_options, first_frames, open_footage, rest_poses
 from gphm_jax.guide import GuideModel
@@ -119,7 +120,9 @@ def first_codes(run: Run, guide: GuideModel, sdf: jax.Array) -> None:
         footage.dataset, options, seed=settings.seed, selection=footage.training, pixels=footage.pixels
     )
     batches = tqdm(
-        prefetch(sampler, start_step=0, stop_step=start.code_steps),
+        training_batches(
+            sampler, start_step=0, stop_step=start.code_steps, processes=settings.data.processes
+        ),
         desc="codes",
         total=start.code_steps,
         unit="step",
@@ -172,7 +175,12 @@ def train_stage(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    batches = prefetch(sampler, start_step=int(state.step), stop_step=options.steps)
+    batches = training_batches(
+        sampler,
+        start_step=int(state.step),
+        stop_step=options.steps,
+        processes=run.settings.data.processes,
+    )
     observer = loop.Observer(
         stage=stage.name,
         log=run.log,

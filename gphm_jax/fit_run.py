@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gphm_jax import fit_results, loop
-from gphm_jax.data.sampler import BatchSampler, prefetch
+from gphm_jax.data.loading import training_batches
+from gphm_jax.data.sampler import BatchSampler
 from gphm_jax.fit_footage import FitFootage, fit_batches
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FitStep
@@ -84,7 +85,7 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
     state = loop.run(
         lambda _: advance,
         state,
-        prefetch(sampler, start_step=int(state.step), stop_step=step.steps),
+        training_batches(sampler, start_step=int(state.step), stop_step=step.steps),
         fit.perceptual,
         steps=step.steps,
         observer=observer,

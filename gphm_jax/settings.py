@@ -39,12 +39,13 @@ class SyntheticSettings:
 class DataSettings:
     """Where images come from and how large they enter the networks."""
 
-    path: str = ""  # a dataset folder; empty: the embedded synthetic heads
+    path: str = ""  # a dataset folder, plain or packed; empty: the embedded synthetic heads
     image_size: int = 512
     face_size: int = 128  # input of E_exp, inferred
     nonface_size: int = 128  # input of E_nf, inferred
     synthesized_probability: float = 0.5  # face image drawn from another identity, same expression
-    cache_gb: float = 2.0  # decoded images kept in memory; 0: none
+    cache_gb: float = 2.0  # decoded images kept in memory (of each process); 0: none
+    processes: int = 0  # make the batches, through Grain; 0: a thread of the training process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ _LEAST = {
     "data.image_size": SMALLEST_IMAGE,
     "data.face_size": 1,
     "data.nonface_size": 1,
-    "data.cache_gb": 0,
+    "data.cache_gb": 0, "data.processes": 0,
     "synthetic.identities": 1,
     "synthetic.expressions": 1,
     "synthetic.views": 1,

@@ -14,7 +14,7 @@ from gphm_jax.settings import Settings
 
 # Settings that may change between a run and its resumption: they say how it is run, shown and measured, not what it
 # learns. A key names itself and all that is below it.
-FREE = ("log", "backend", "fsdp", "data.cache_gb", "evaluation")
+FREE = ("log", "backend", "fsdp", "data.cache_gb", "data.processes", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gphm_jax.data import images
+from gphm_jax.data.images import Source
 from gphm_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")  # the first that exists wins: lossless before lossy
@@ -29,13 +31,13 @@ METADATA_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
-    """The files of one picture; None where there is none."""
+    """The files of one picture, or a packed dataset's records of them; None where there is none."""
 
     name: str
-    image: Path
-    mask: Path | None  # None: the image's alpha channel
-    face: Path | None
-    nonface: Path | None
+    image: Source
+    mask: Source | None  # None: the image's alpha channel
+    face: Source | None
+    nonface: Source | None
     size: tuple[int, int]  # height, width
 
 
@@ -155,10 +157,10 @@ def read_landmarks(path: Path) -> Float[np.ndarray, "k 3"]:
     return landmarks.astype(np.float32)
 
 
-def read_npz(path: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_npz(path: Source, required: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Every array of an npz file, never unpickling; `required` names those that must be there."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {path} ({_reason(error)}): write it again") from error

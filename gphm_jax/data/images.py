@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -14,6 +16,26 @@ from gphm_jax.errors import InputError
 BOX_MARGIN = 1.3  # side of the square face crop over the landmarks' extent: brows to chin plus forehead
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """A file's content that lies elsewhere than in a file of its own: in a record of a packed dataset.
+
+    Its `str` says where, for messages.
+    """
+
+    def read_bytes(self) -> bytes:
+        """The file's content."""
+
+    def pixels(self, mode: str) -> np.ndarray:
+        """The picture as bytes, decoded as Pillow decodes it: "RGB" [h w 3] or "L" [h w]."""
+
+    def square(self, size: int) -> np.ndarray | None:
+        """What `fit_square` makes of the RGB picture with white, where that is stored too."""
+
+
+Source = Path | Stored
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding; `InputError` when it is no image."""
     try:
@@ -23,41 +45,46 @@ def image_size(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_rgb(source: Source) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image as RGB, dropping any alpha; a truncated or damaged file is an `InputError`."""
-    return _decode(path, "RGB")
+    return _decode(source, "RGB")
 
 
-def read_gray(path: Path) -> UInt8[np.ndarray, "h w"]:
+def read_gray(source: Source) -> UInt8[np.ndarray, "h w"]:
     """Decodes a mask as one channel; a truncated or damaged file is an `InputError`."""
-    return _decode(path, "L")
+    return _decode(source, "L")
 
 
-def read_alpha(path: Path) -> UInt8[np.ndarray, "h w"]:
+def read_square(source: Source, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """An image as RGB, padded to a white square and resized."""
+    ready = None if isinstance(source, Path) else source.square(size)
+    return fit_square(read_rgb(source), size, fill=255) if ready is None else ready
+
+
+def read_alpha(source: Source) -> UInt8[np.ndarray, "h w"]:
     """The alpha channel of an image that serves as its own mask; `InputError` when it has none."""
-    try:
-        with Image.open(path) as image:
-            if "A" not in image.getbands():
-                raise InputError(
-                    f"no mask for {path}: write mask_<view>.png beside it, or an image with alpha"
-                )
-            return np.asarray(image.getchannel("A"))
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _unreadable(path, error) from error
+    return _decode(source, "A")
 
 
-def _decode(path: Path, mode: str) -> np.ndarray:
+def _decode(source: Source, mode: str) -> np.ndarray:
+    return decode(source, mode, name=str(source)) if isinstance(source, Path) else source.pixels(mode)
+
+
+def decode(file: Path | io.BytesIO, mode: str, *, name: str) -> np.ndarray:
+    """The pixels of an image file: "RGB", "L" or "A" (alpha); `name` says in messages what it is."""
     # Pillow, not OpenCV: OpenCV fills the rest of a truncated JPEG with grey and reports success.
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
+        with Image.open(file) as image:
+            if mode != "A":
+                return np.asarray(image.convert(mode))
+            if "A" in image.getbands():
+                return np.asarray(image.getchannel("A"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
+    raise InputError(f"no mask for {name}: write mask_<view>.png beside it, or an image with alpha")
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path | str, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"missing image {path}: restore the file or remove its view")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -71,8 +98,14 @@ def over_white(
 
     Not idempotent where the mask is soft: never apply it to an image that already has a white background.
     """
-    weight = mask.astype(np.float32)[..., None] / 255.0
-    return np.rint(image * weight + (1.0 - weight) * 255.0).astype(np.uint8)
+    # The formula at the few soft pixels alone: elsewhere it gives the image or 255, ten times faster by bits.
+    hidden = cv2.compare(mask, 0, cv2.CMP_EQ)
+    white = cv2.bitwise_or(image, cv2.cvtColor(hidden, cv2.COLOR_GRAY2RGB))
+    soft = np.flatnonzero((mask != 0) & (mask != 255))
+    weight = mask.ravel()[soft].astype(np.float32)[:, None] / 255.0
+    blend = np.rint(image.reshape(-1, 3)[soft] * weight + (1.0 - weight) * 255.0)
+    white.reshape(-1, 3)[soft] = blend.astype(np.uint8)
+    return white
 
 
 def fit_square(

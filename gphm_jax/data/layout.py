@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from gphm_jax.data import files, images
 from gphm_jax.data.files import View
+from gphm_jax.data.images import Source
 from gphm_jax.errors import InputError
 from gphm_jax.paths import expanded
 
@@ -53,8 +54,8 @@ class Frame:
     landmarks: Float[np.ndarray, "k 3"]  # world space
     facing: Float[np.ndarray, "v"]  # cosine between the face's direction and the direction to the camera
     shows_face: Bool[np.ndarray, "v"]
-    synthesized: tuple[Path, ...]
-    params: Path
+    synthesized: tuple[Source, ...]
+    params: Source  # params.npz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +88,7 @@ class Selection:
 
 
 def open_dataset(path: str | Path, *, workers: int = 1) -> Dataset:
-    """Indexes a dataset (or one identity's folder) and checks everything but the pixels.
+    """Indexes a dataset, plain or packed, or one identity's folder, and checks everything but the pixels.
 
     Reads every camera, every params file, every landmark file and every image's header. Each fault is an
     `InputError` that names the file and what to do. Pixels are checked when they are decoded. A leading ~ is the
@@ -109,6 +110,10 @@ def _index(root: Path, workers: int) -> Dataset:
             f"no dataset at {root}: give a folder in the layout that README shows, or one written by "
             "`python -m gphm_jax.tools.synthesize --out=DIR`"
         )
+    from gphm_jax.data import packed  # which builds on this module
+
+    if packed.is_packed(root):
+        return packed.read_dataset(root)
     metadata = files.read_metadata(root)
     folders = [root.resolve()] if (root / "images").is_dir() else _identity_folders(root, metadata)
     jobs: list[tuple[int, Path, str]] = []
@@ -133,7 +138,7 @@ def _index(root: Path, workers: int) -> Dataset:
         image_size=frames[0].views[0].size,
         white_background=metadata.get("background") == "white",
         metadata=metadata,
-        **_held_out(root, metadata, identities, frames),
+        **held_out(root, metadata, identities, frames),
     )
 
 
@@ -212,7 +217,7 @@ def load_face(dataset: Dataset, frame: Frame, view: int, *, size: int) -> UInt8[
     """The face image of a view that shows the face."""
     path = frame.views[view].face
     if path is not None:
-        return images.fit_square(images.read_rgb(path), size, fill=255)
+        return images.read_square(path, size)
     image, _ = _load_full(dataset, frame, view)
     return images.fit_square(images.crop_box(image, _face_box(frame, view)), size, fill=255)
 
@@ -221,7 +226,7 @@ def load_nonface(dataset: Dataset, frame: Frame, view: int, *, size: int) -> UIn
     """The whole image of a view with the face box black."""
     path = frame.views[view].nonface
     if path is not None:
-        return images.fit_square(images.read_rgb(path), size, fill=255)
+        return images.read_square(path, size)
     image, _ = _load_full(dataset, frame, view)
     if frame.shows_face[view]:
         image = images.black_out(image, _face_box(frame, view))
@@ -230,7 +235,7 @@ def load_nonface(dataset: Dataset, frame: Frame, view: int, *, size: int) -> UIn
 
 def load_synthesized(frame: Frame, index: int, *, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """One of the frame's synthesized expression images."""
-    return images.fit_square(images.read_rgb(frame.synthesized[index]), size, fill=255)
+    return images.read_square(frame.synthesized[index], size)
 
 
 def host(array: np.ndarray) -> Any:
@@ -340,16 +345,17 @@ def _check_landmarks(frames: Sequence[Frame], metadata: Mapping[str, Any]) -> in
     count = int(metadata.get("landmark_count", len(frames[0].landmarks)))
     for frame in frames:
         if len(frame.landmarks) != count:
-            path = frame.params.with_name("lmk_3d.npy")
+            path = Path(str(frame.params)).with_name("lmk_3d.npy")
             raise InputError(
                 f"{path} has shape {frame.landmarks.shape}: expected ({count}, 3) as in the rest of the dataset"
             )
     return count
 
 
-def _held_out(
+def held_out(
     root: Path, metadata: Mapping[str, Any], identities: Sequence[str], frames: Sequence[Frame]
 ) -> dict[str, frozenset]:
+    """The held-out fields of a `Dataset` from dataset.json's content; raises where it names what is not there."""
     listed = metadata.get("held_out_frames", [])
     pairs = {(frame.identity, frame.name) for frame in frames}
     if isinstance(listed, dict):

@@ -51,6 +51,13 @@ class PixelSource:
         self._entries: OrderedDict[tuple[str, int, int], tuple[np.ndarray, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process starts with an empty cache."""
+        return self.__dict__ | {"_lock": None, "_entries": OrderedDict(), "_held": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
+
     @property
     def cached_bytes(self) -> int:
         """Bytes of pixels held now."""

