@@ -1,8 +1,9 @@
 """Fits one person's avatar: identity, fine-tuning, and what it is worth on frames and cameras it never saw.
 
-    python fit.py --config=configs/fit.py --prior=WORKDIR --input=DIR --out=DIR
+    python fit.py --config=configs/fit.py --prior=WORKDIR --input=VIDEO_OR_IMAGES --out=DIR
 
-DIR of `--input` is a prepared identity folder, or a dataset (`--config.subject` picks its person).
+`--input` is a video, a photo, a folder of photos, a prepared identity folder, or a dataset (`--config.subject` picks
+its person). Raw footage is prepared in DIR/footage first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gphm_jax.avatar_model import AvatarSpec, bake
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_json
 from gphm_jax.fit_footage import open_fit_footage
+from gphm_jax.fit_input import prepared
 from gphm_jax.fit_run import Fit, is_done, run_step, step_figures
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import (
@@ -47,7 +49,7 @@ from gphm_jax.video import write_video
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/fit.py[:PRESET]")
 _PRIOR = flags.DEFINE_string("prior", None, "the workdir of a trained head model")
-_INPUT = flags.DEFINE_string("input", None, "a prepared identity folder, or a dataset")
+_INPUT = flags.DEFINE_string("input", None, "a video, photos, a prepared identity folder, or a dataset")
 _OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
 
 
@@ -66,7 +68,7 @@ def fit_person(
     prior, prior_settings, _ = load_prior(prior_path)
     settings.check_crops(prior_settings.data.image_size)
     use_fused_points(prior, settings.backend)
-    footage = open_fit_footage(input_path, settings, prior_settings)
+    footage = open_fit_footage(prepared(input_path, out, settings.capture), settings, prior_settings)
     count = len(footage.training[0].frame.landmarks)
     for name, step in (("identity", settings.identity), ("finetune", settings.finetune)):
         check_eyes(step.losses.eye_gain, count, name=f"config.{name}.losses.eye_gain")

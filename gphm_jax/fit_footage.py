@@ -17,11 +17,6 @@ from gphm_jax.fit_settings import FitSettings
 from gphm_jax.settings import Settings
 
 _FEWEST_TO_DIVIDE = 10  # frames: fewer are all trained on where dataset.json holds none out
-_PREPARED = (
-    "give a folder with images/<frame>/image_<view>.jpg (and mask_, face_), cameras/<frame>/camera_<view>.npz and "
-    "params/<frame>/ (README, 'Your own data')"
-)
-_FOOTAGE = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +38,8 @@ class FitFootage:
 def open_fit_footage(path: pathlib.Path, settings: FitSettings, prior: Settings) -> FitFootage:
     """Opens a prepared identity folder, or a dataset, and divides its frames.
 
-    Raises `InputError` for footage that is not prepared, an unknown person or camera, and frames without a face.
+    Raises `InputError` for an unknown person or camera, and frames without a face.
     """
-    try:
-        _check_prepared(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot read {error.filename or path} ({error.strerror}): give --input a folder to read"
-        ) from error
     dataset = open_dataset(path)
     person = _person(dataset, settings.subject)
     items = _with_camera(select(dataset, identities=[person], views="all", frames="all"), settings.view, path)
@@ -94,16 +83,6 @@ def fit_batches(frames: int, prior: Settings) -> BatchOptions:
         nonface_size=data.nonface_size,
         synthesized_probability=0.0,
     )
-
-
-def _check_prepared(path: pathlib.Path) -> None:
-    if not path.exists():
-        raise InputError(f"no input at {path}: name a prepared identity folder or dataset with --input")
-    if path.is_file():
-        raise InputError(f"{path} is raw footage: {_PREPARED}")
-    prepared = (path / "images").is_dir() or any((child / "images").is_dir() for child in path.iterdir())
-    if not prepared and any(child.suffix.lower() in _FOOTAGE for child in path.iterdir()):
-        raise InputError(f"{path} holds raw pictures: {_PREPARED}")
 
 
 def _person(dataset: Dataset, name: str) -> str:

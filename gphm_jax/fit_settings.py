@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.optim import Rates, Schedule
 from gphm_jax.settings import (
     BACKENDS,
@@ -108,6 +109,7 @@ class FitSettings:
         0.1  # of the frames, the last ones, where dataset.json names none and there are ten
     )
     cache_gb: float = 2.0  # decoded images kept in memory
+    capture: CaptureSettings = CaptureSettings(expression_images=0)  # of raw footage
     identity: IdentitySettings = IdentitySettings()
     finetune: FinetuneSettings = FinetuneSettings()
     few_images: FewImages = FewImages()
@@ -118,6 +120,7 @@ class FitSettings:
     def check(self) -> None:
         """Raises `InputError`, with the key's name, for a value that a fit would not survive."""
         check_least(self, _LEAST)
+        self.capture.check("config.capture.")
         check_choices(self, {"backend": BACKENDS})
         check_gains(self.identity.losses, "identity.losses")
         check_gains(self.finetune.losses, "finetune.losses")

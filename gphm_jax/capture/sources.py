@@ -27,6 +27,7 @@ from gphm_jax.capture.recording import Recording
 from gphm_jax.capture.transforms import camera_files
 from gphm_jax.capture.vfhq import clips_in, is_clip, open_vfhq, videos_in
 from gphm_jax.capture.video import open_video
+from gphm_jax.data.layout import is_dataset
 from gphm_jax.errors import InputError
 from gphm_jax.paths import expanded
 
@@ -95,5 +96,5 @@ def _existing(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def _check_not_prepared(root: pathlib.Path) -> None:
-    if (root / "dataset.json").is_file() or ((root / "images").is_dir() and (root / "cameras").is_dir()):
+    if is_dataset(root):
         raise InputError(f"{root} is prepared already: train on it or fit it as it is")

@@ -87,6 +87,18 @@ class Selection:
     views: tuple[int, ...]
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is meant as a dataset or an identity's folder, packed or plain; checks nothing else."""
+    from gphm_jax.data import packed  # which builds on this module
+
+    def holds_frames(folder: Path) -> bool:
+        return (folder / "images").is_dir() and (folder / "cameras").is_dir()
+
+    if packed.is_packed(path) or (path / "dataset.json").is_file() or holds_frames(path):
+        return True
+    return any(holds_frames(child) for child in path.iterdir() if child.is_dir())
+
+
 def open_dataset(path: str | Path, *, workers: int = 1) -> Dataset:
     """Indexes a dataset, plain or packed, or one identity's folder, and checks everything but the pixels.
 
