@@ -107,6 +107,15 @@ def test_a_pause_repeats_the_picture_before_it(tmp_path):
     assert numbers(open_video(path)) == [0, 1, 2, 3, *[4] * 11, 5, 6, 7, 8, 9]
 
 
+def test_damaged_time_stamps_do_not_repeat_a_picture_for_hours(tmp_path):
+    path = tmp_path / "a.mkv"
+    timing = "setpts='if(lt(N,5),N,N+100000)/30/TB'"
+    write_frames(path, ramp(10), 30, "-vf", timing, "-fps_mode", "vfr", *video_fixture.LOSSLESS)
+    with pytest.raises(InputError, match=r"a.mkv lasts 3334 s by its time stamps but has 10 frames"):
+        open_video(path)
+    assert len(open_video(path, ReadOptions(max_frames=3)).frames) == 3
+
+
 @pytest.mark.parametrize(
     ("rate", "fps", "kept"), [(60, 30, 2), (24, 30, 1), (29.97, 30, 1), (30, 30, 1), (30, 10, 3)]
 )

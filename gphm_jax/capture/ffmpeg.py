@@ -30,9 +30,7 @@ class VideoIndex:
 
     times: tuple[float, ...]  # seconds since the first frame, ascending: when each is shown
     rate: float | None  # frames a second, pauses aside; None for a single frame
-    end: (
-        float | None
-    )  # seconds since the first frame: where the video ends by its header, if the file stops earlier
+    end: float | None  # seconds since the first frame, by the header, of a file that stops before its end
 
 
 def index_video(path: pathlib.Path) -> VideoIndex:

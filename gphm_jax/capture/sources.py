@@ -14,6 +14,7 @@ In this order:
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -91,7 +92,9 @@ def _existing(path: str | pathlib.Path) -> pathlib.Path:
     if not root.exists():
         raise InputError(f"nothing at {root}: give {UNDERSTOOD}")
     if root.is_file() and root.suffix == ".json" and root.name.startswith("transforms"):
-        return root.parent
+        root = root.parent
+    if root.is_dir() and not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"cannot read the folder {root}: check its permissions")
     return root
 
 

@@ -15,12 +15,14 @@ from gphm_jax.capture.ffmpeg import VideoIndex, decode_video, index_video
 from gphm_jax.capture.names import safe_name
 from gphm_jax.capture.options import DEFAULTS, ReadOptions
 from gphm_jax.capture.recording import Picture, Recording, Unreadable
+from gphm_jax.errors import InputError
 from gphm_jax.paths import expanded
 
 # A frame belongs to the step it falls in, counted from this part of a step before the first frame. Well inside (0, 1),
 # so that a frame's time may jitter by a quarter of a step; and no simple fraction, so that no ratio of rates puts
 # frames on the border between steps, where rounding would decide.
 PHASE = 0.2371
+REPEATS = 100  # steps for each frame of a file beyond which its time stamps are taken for damaged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,8 @@ class VideoPlan:
 
     path: pathlib.Path
     rate: float  # steps a second
-    steps: tuple[
-        int | None, ...
-    ]  # per kept frame: the step whose picture it shows, None where the file has ended
+    # For each kept frame the step whose picture it shows: its own, or one before a pause; None after the file's end.
+    steps: tuple[int | None, ...]
 
     def step(self, time: float) -> int:
         """The step that a time, in seconds since the first frame, falls in."""
@@ -41,8 +42,8 @@ class VideoPlan:
 def open_video(path: str | pathlib.Path, options: ReadOptions = DEFAULTS) -> Recording:
     """One recording of a video file, view "0", frames "0000", "0001", ... at even time steps.
 
-    `options.fps` frames a second, or as many as the video has on average if these are fewer; a moment without a frame
-    (variable frame rate) repeats the one before. Raises `InputError` when the file is no video that can be decoded.
+    `options.fps` frames a second, or the video's own rate if that is lower; a moment without a frame (variable frame
+    rate, a pause) repeats the one before. Raises `InputError` when the file is no video that can be decoded.
     """
     (plan,) = plan_videos([expanded(path)], options)
     frames = numbered(len(plan.steps))
@@ -74,6 +75,11 @@ def _rate(index: VideoIndex, options: ReadOptions) -> float:
 
 def _plan(path: pathlib.Path, index: VideoIndex, rate: float) -> VideoPlan:
     plan = VideoPlan(path=path, rate=rate, steps=())
+    if plan.step(index.times[-1]) > REPEATS * len(index.times):
+        last, count = index.times[-1], len(index.times)
+        raise InputError(
+            f"{path} lasts {last:.0f} s by its time stamps but has {count} frames: export it again"
+        )
     shown: list[int | None] = []
     for step in sorted({plan.step(time) for time in index.times}):
         shown += [shown[-1] if shown else step] * (step - len(shown)) + [step]
