@@ -47,10 +47,10 @@ def pixel(world_to_camera, intrinsics, point=POINT):
 
 
 def assert_same(recording, expected, *, masks, point=POINT):
-    """A recording holds exactly these pictures, masks and cameras, view by view in the order of frames."""
+    """A recording holds exactly these pictures, masks and cameras, all views of a frame before the next."""
     items = list(recording.read())
     assert [(item.frame, item.view) for item in items] == [
-        (frame, view) for view in recording.views for frame in recording.frames
+        (frame, view) for frame in recording.frames for view in recording.views
     ]
     assert {(item.frame, item.view) for item in items} == set(expected)
     for item in items:
