@@ -269,9 +269,17 @@ def read_flag(cls: type[C], holder: Any) -> C:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
-    """Builds a dataclass from nested mappings; an unknown or missing key is an `InputError` with its name."""
+    """Builds a dataclass from nested mappings. A key without a value takes its default: what was saved before a setting
+    existed did what its default does. An unknown key, or a missing one that has no default, is an `InputError`.
+    """
     hints = typing.get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass type
+    fields_of = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass type
+    known = {field.name for field in fields_of}
+    optional = {
+        field.name
+        for field in fields_of
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    }
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -279,7 +287,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "confi
                 f"did you mean '{where}.{close[0]}'?" if close else f"known keys: {', '.join(sorted(known))}"
             )
             raise InputError(f"unknown key '{where}.{key}': {hint}")
-    missing = sorted(known - set(values))
+    missing = sorted(known - optional - set(values))
     if missing:
         raise InputError(f"missing key '{where}.{missing[0]}'")
     fields: dict[str, Any] = {}

@@ -7,6 +7,7 @@ import ml_collections
 import pytest
 
 from configs import fit, gaussian, mesh
+from gphm_jax.avatar_model import AvatarSpec
 from gphm_jax.errors import InputError
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.settings import BACKENDS, Settings, from_mapping, read_flag
@@ -57,11 +58,20 @@ def test_misspelt_keys_name_the_nearest():
     values["stage1"]["steps"] = "many"
     with pytest.raises(InputError, match="config.stage1.steps"):
         from_mapping(Settings, values)
-    del values["stage1"]["steps"]
-    with pytest.raises(InputError, match="missing key 'config.stage1.steps'"):
-        from_mapping(Settings, values)
     with pytest.raises(InputError, match="unknown preset 'huge'.*tiny, small, paper"):
         gaussian.get_config("huge")
+
+
+def test_settings_saved_before_a_key_existed_take_its_default():
+    values = dataclasses.asdict(Settings())
+    values["stage1"]["steps"] = 7
+    del values["stage1"]["losses"]["eye_gain"], values["data"]
+    settings = from_mapping(Settings, values)
+    assert settings.stage1.steps == 7
+    assert settings.stage1.losses.eye_gain == Settings().stage1.losses.eye_gain
+    assert settings.data == Settings().data
+    with pytest.raises(InputError, match="missing key 'config.expression_end'"):
+        from_mapping(AvatarSpec, {})
 
 
 def test_tuples_have_their_length_and_kinds():
