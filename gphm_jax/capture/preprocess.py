@@ -24,7 +24,7 @@ from gphm_jax.capture.framing import Square, frame_view
 from gphm_jax.capture.identity_folder import DONE, claim, describe, is_done
 from gphm_jax.capture.landmarks import open_landmarker
 from gphm_jax.capture.mattes import open_matter
-from gphm_jax.capture.names import safe_name
+from gphm_jax.capture.names import unique_names
 from gphm_jax.capture.recording import Recording
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.capture.sightings import Sighting, find_faces
@@ -108,11 +108,12 @@ def preprocess_all(
             preprocess(_open(clips[0], settings), out, settings, read_face_model(settings))
         return
     read_face_model(settings)  # builds it once, before many would
+    names = unique_names(clip.stem if clip.is_file() else clip.name for clip in clips)
     done = jobs.run_jobs(
-        functools.partial(_preprocess_clip, out=out, settings=settings),
-        clips,
-        done=lambda clip: is_done(_folder(out, clip)),
-        name=lambda clip: clip.name,
+        functools.partial(_preprocess_clip, settings=settings),
+        [(clip, out / name) for clip, name in zip(clips, names, strict=True)],
+        done=lambda job: is_done(job[1]),
+        name=lambda job: job[0].name,
         workers=workers,
         description=path.name,
         unit="clip",
@@ -127,12 +128,9 @@ def read_face_model(settings: CaptureSettings) -> MorphableModel:
     return load(expanded(settings.face_model)) if settings.face_model else embedded()
 
 
-def _folder(out: pathlib.Path, clip: pathlib.Path) -> pathlib.Path:
-    return out / safe_name(clip.stem if clip.is_file() else clip.name)
-
-
-def _preprocess_clip(clip: pathlib.Path, out: pathlib.Path, settings: CaptureSettings) -> None:
-    preprocess(_open(clip, settings), _folder(out, clip), settings, read_face_model(settings))
+def _preprocess_clip(job: tuple[pathlib.Path, pathlib.Path], settings: CaptureSettings) -> None:
+    clip, out = job
+    preprocess(_open(clip, settings), out, settings, read_face_model(settings))
 
 
 def _open(clip: pathlib.Path, settings: CaptureSettings) -> Recording:
