@@ -144,7 +144,8 @@ def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[
         def __init__(self, problem: Any, *, rtol: float, atol: float) -> None:
             self.rtol, self.atol, self.norm = rtol, atol, optx.max_norm
             self.descent = ArrowDescent(problem)
-            self.search = optx.ClassicalTrustRegion()
+            # Robust losses are never as quadratic as the default 0.99 asks for: damping would only ever grow.
+            self.search = optx.ClassicalTrustRegion(high_cutoff=0.75)
             self.verbose = lambda **kwargs: None
 
     return ArrowLevenbergMarquardt

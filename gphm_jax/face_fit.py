@@ -54,20 +54,18 @@ class Observations:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a fit weighs what it knows."""
+    """How a fit weighs what it knows. Deviations are standard deviations."""
 
     mark_deviation: float = 0.01  # of a trusted mark from its place, head lengths
     independent_marks: int = 100  # a detector's marks err together: more of them count as so many
-    reaches: tuple[float, ...] = (
-        0.15,
-        0.04,
-    )  # of the robust loss, head lengths: one solve each, tighter and tighter
+    independent_frames: int = 10  # and errors persist in time: a person is learnt from a clip as from so many frames
+    # Reach of the robust loss, head lengths; one solve each, tighter and tighter.
+    reaches: tuple[float, ...] = (0.15, 0.04)
     focal: float = 1.2  # over the larger side: the likeliest of unknown cameras (45 degrees)
     focal_deviation: float = 0.5  # of its logarithm
     expression_change: float = 0.2  # deviation of a coefficient's change from frame to frame, in its spreads
-    turn_change: float = (
-        0.01  # deviation of the change of a frame's turn, radians, and of its move, head lengths
-    )
+    turn_change: float = 0.01  # of the change from frame to frame of a head's turn, radians,
+    move_change: float = 0.004  # and of its move, head lengths
     steps: int = 30  # at most, of each solve
     tolerance: float = 1e-3
 
@@ -130,6 +128,12 @@ def _trust(marks: LandmarkPart, options: FitOptions) -> Float[np.ndarray, "k"]:
     return trust * min(1.0, np.sqrt(options.independent_marks / len(trust))) / options.mark_deviation
 
 
+def _growth(marks: LandmarkPart) -> Float[np.ndarray, "ki"]:
+    """How much the landmarks spread out with each identity coefficient, relative to the mean's spread."""
+    spread = np.asarray(marks.mean) - np.asarray(marks.mean).mean(0)
+    return np.einsum("kx,kxi->i", spread, marks.identity_basis) / (spread**2).sum()
+
+
 def _cameras(seen: Observations) -> Float[np.ndarray, "f v 4 4"]:
     frames, views = seen.weights.shape[:2]
     matrices = (
@@ -177,7 +181,9 @@ def _problem(
     )
     smoothness = np.concatenate(
         [
-            np.full(POSE, 1.0 / options.turn_change),
+            np.full(3, 1.0 / options.turn_change),
+            # Places in the picture, in head lengths; size in the picture, by its logarithm.
+            np.array([1.0, 1.0, np.median(place[:, 2])]) / options.move_change,
             1.0 / (options.expression_change * np.asarray(marks.expression_spread)),
         ]
     )
@@ -207,6 +213,8 @@ def _problem(
         common_rotation=jnp.asarray(common, jnp.float64),
         reach=jnp.float64(options.reaches[0]),
         log_scale=jnp.float64(np.log(begin.scale)),
+        identity_weight=jnp.float64(max(1.0, (weights > 0).any((1, 2)).sum() / options.independent_frames)),
+        growth=jnp.asarray(_growth(marks), jnp.float64),
         frees=jnp.array([0.0 if single else 1.0, 1.0 if unknown_focal else 0.0], jnp.float64),
         focal_prior=jnp.array([prior, options.focal_deviation], jnp.float64),
         smoothness=jnp.asarray(smoothness if seen.moving else np.zeros_like(smoothness), jnp.float64),

@@ -21,12 +21,14 @@ from gphm_jax.types import pytree
 
 POSE = 6
 _NEAREST = 1e-2  # of a point's depth, head lengths: points behind a camera have no picture
-_BOX_SOFTNESS = (
-    0.05  # expression coefficients this far out of their range cost as much as one standard deviation
-)
-_TETHER = (
-    1e-3  # of poses to their start, in standard deviations a unit: frames without points must not be singular
-)
+# Expression coefficients this far out of their range cost as much as one standard deviation.
+_BOX_SOFTNESS = 0.05
+# Of a face's size, relative to the head: pictures cannot tell it from distance or scale, and left to itself it shrinks
+# until the expressions that explain the pictures are small.
+_SIZE_DEVIATION = 0.02
+# Of poses to their start, in standard deviations a unit: frames without points must not be singular.
+_TETHER = 1e-3
+_PICTURES_AT_ONCE = 16  # whose Jacobians are in memory
 
 
 @pytree
@@ -64,6 +66,8 @@ class Problem:
     common_rotation: Float[Array, "3 3"]
     log_scale: Float[Array, ""]  # at the start
     reach: Float[Array, ""]  # head lengths: marks much further away lose their pull (Geman-McClure)
+    identity_weight: Float[Array, ""]  # of a coefficient's square
+    growth: Float[Array, "ki"]  # relative growth of the landmarks with each identity coefficient
     frees: Float[Array, "2"]  # 1 where log scale and log focal factor are unknown, 0 where they are given
     focal_prior: Float[Array, "2"]  # mean and standard deviation of the log focal factor
     smoothness: Float[
@@ -80,7 +84,7 @@ def pose(
     scale, focal = jnp.exp(problem.log_scale + log_scale), jnp.exp(log_focal)
     rotation = problem.common_rotation @ axis_angle_to_matrix(frame[:3])
     place = at.place * jnp.stack([jnp.ones_like(focal), jnp.ones_like(focal), focal])
-    place = place + jnp.concatenate([frame[3:5], jnp.zeros(1)])
+    place = place + jnp.concatenate([frame[3:5], jnp.zeros_like(frame[:1])])
     local = scale * jnp.exp(-frame[5]) * place
     translation = at.reference.rotation.T @ (local - at.reference.translation)
     return rotation, translation, scale, focal
@@ -123,10 +127,11 @@ def residuals(unknowns: Unknowns, problem: Problem) -> tuple[Array, ...]:
         )
     )(frames, problem.frames)
     shared_priors = (shared - _shared_means(problem)) * _shared_weights(problem)
+    size = problem.growth @ shared[:-2] / _SIZE_DEVIATION
     centred = (frames - _frame_means(problem)) * _frame_weights(problem)
     change = jnp.diff(frames[:, POSE:], axis=0) * problem.smoothness[POSE:]
     turn = jnp.diff(frames[:, :POSE], n=2, axis=0) * problem.smoothness[:POSE]
-    return marks, shared_priors, centred, _excess(problem, frames[:, POSE:]), change, turn
+    return marks, shared_priors, size, centred, _excess(problem, frames[:, POSE:]), change, turn
 
 
 def _shared_means(problem: Problem) -> Float[Array, "s"]:
@@ -136,7 +141,9 @@ def _shared_means(problem: Problem) -> Float[Array, "s"]:
 
 def _shared_weights(problem: Problem) -> Float[Array, "s"]:
     identities = problem.identity_basis.shape[-1]
-    return jnp.concatenate([jnp.ones(identities), jnp.full(1, _TETHER), 1.0 / problem.focal_prior[1:]])
+    return jnp.concatenate(
+        [jnp.full(identities, jnp.sqrt(problem.identity_weight)), jnp.full(1, _TETHER), 1.0 / problem.focal_prior[1:]]
+    )
 
 
 def _frame_means(problem: Problem) -> Float[Array, "f p"]:
@@ -160,7 +167,7 @@ def _frame_jacobian(
     shape = _shapes(problem, shared, frame)
     marks, num_views = shape.shape[0], at.weights.shape[0]
     # A mark depends on its own point alone: three tangents move all points at once.
-    along = jnp.broadcast_to(jnp.eye(3)[:, None, :], (3, marks, 3))
+    along = jnp.broadcast_to(jnp.eye(3, dtype=shape.dtype)[:, None, :], (3, marks, 3))
     at_points = functools.partial(_mark_residuals, problem, freedom=shared[-2:], placed=frame[:POSE], at=at)
     by_point = jax.vmap(lambda tangent: jax.jvp(lambda x: at_points(shape=x), (shape,), (tangent,))[1])(along)
     by_freedom, by_pose = jax.jacfwd(
@@ -179,23 +186,30 @@ def assemble(problem: Problem, unknowns: Unknowns) -> Arrow:
     shared, frames = unknowns
     size = frames.shape[1]
 
+    # In single precision, at half the cost: steps need not be exact, gradients are.
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (problem, shared, frames))
+
     def squares(row: tuple[Float[Array, "p"], Frames]) -> Float[Array, "ps ps"]:
-        jacobian = _frame_jacobian(problem, shared, *row)
+        jacobian = _frame_jacobian(single[0], single[1], *row)
         return jacobian.T @ jacobian
 
-    # One frame's Jacobian at a time: all frames' at once take gigabytes with many views.
-    products = jax.lax.map(squares, (frames, problem.frames))
+    # Some frames' Jacobians at a time: all at once take gigabytes with many views.
+    at_once = max(1, _PICTURES_AT_ONCE // problem.frames.weights.shape[1])
+    products = jax.lax.map(squares, (single[2], single[0].frames), batch_size=at_once).astype(frames.dtype)
     outside = _excess(problem, frames[:, POSE:]) != 0.0
     on_diagonal = jnp.broadcast_to(_frame_weights(problem) ** 2, frames.shape)
     on_diagonal = on_diagonal.at[:, POSE:].add(outside / _BOX_SOFTNESS**2)
     band = _smoothness_band(problem, len(frames))
     diagonal = jax.vmap(jnp.diag)(on_diagonal + band[0])
+    growth = jnp.pad(problem.growth / _SIZE_DEVIATION, (0, 2))
     return Arrow(
         frame=products[:, :size, :size] + diagonal,
         next=band[1],
         second=band[2],
         border=products[:, :size, size:],
-        shared=products[:, size:, size:].sum(0) + jnp.diag(_shared_weights(problem) ** 2),
+        shared=products[:, size:, size:].sum(0)
+        + jnp.diag(_shared_weights(problem) ** 2)
+        + jnp.outer(growth, growth),
     )
 
 
