@@ -104,7 +104,8 @@ def fit_face(model: MorphableModel, seen: Observations, options: FitOptions | No
             f"no frame shows enough landmarks of a face ({seen.weights.shape[0]} frames looked at): "
             "use footage where the face is larger or turned to the camera"
         )
-    with jax.enable_x64(True):
+    # The solver's own code relies on NumPy's broadcasting, whatever the caller allows.
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         problem = _problem(marks, seen, options, begin, weights, cameras)
         unknowns = _first_unknowns(problem)
         steps = 0

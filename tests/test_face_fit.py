@@ -203,7 +203,9 @@ def test_nothing_seen_is_an_input_error():
 
 
 @functools.cache
-def clip(frames: int, size: int, *, index: int = 2, yaw: float = 25.0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def clip(
+    frames: int, size: int, *, index: int = 2, yaw: float = 25.0
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """A rendered person who talks and turns to both sides: pictures, rotations and landmarks in the camera."""
     seed = 41
     subject = person.build(identity.sample(seed=seed, index=index), detail=0.5)
