@@ -50,6 +50,7 @@ class Observations:
         None  # None: one, at 0
     )
     moving: bool = True  # neighbouring frames are neighbours in time
+    interval: float = 1 / 30  # seconds between them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,14 @@ class FitOptions:
 
     mark_deviation: float = 0.01  # of a trusted mark from its place, head lengths
     independent_marks: int = 100  # a detector's marks err together: more of them count as so many
-    independent_frames: int = 10  # and errors persist in time: a person is learnt from a clip as from so many frames
+    independent_frames: int = (
+        10  # and errors persist in time: a person is learnt from a clip as from so many frames
+    )
     # Reach of the robust loss, head lengths; one solve each, tighter and tighter.
     reaches: tuple[float, ...] = (0.15, 0.04)
     focal: float = 1.2  # over the larger side: the likeliest of unknown cameras (45 degrees)
     focal_deviation: float = 0.5  # of its logarithm
+    # Of what moves, between frames 1/30 s apart:
     expression_change: float = 0.2  # deviation of a coefficient's change from frame to frame, in its spreads
     turn_change: float = 0.01  # of the change from frame to frame of a head's turn, radians,
     move_change: float = 0.004  # and of its move, head lengths
@@ -180,12 +184,14 @@ def _problem(
     prior = (
         np.log(options.focal * float(seen.sizes.max()) / begin.intrinsics[0, 0, 0]) if unknown_focal else 0.0
     )
+    # A change grows with the time between frames, a change's change with its square.
+    pace = max(seen.interval * 30, 1e-3)
     smoothness = np.concatenate(
         [
-            np.full(3, 1.0 / options.turn_change),
+            np.full(3, 1.0 / (options.turn_change * pace**2)),
             # Places in the picture, in head lengths; size in the picture, by its logarithm.
-            np.array([1.0, 1.0, np.median(place[:, 2])]) / options.move_change,
-            1.0 / (options.expression_change * np.asarray(marks.expression_spread)),
+            np.array([1.0, 1.0, np.median(place[:, 2])]) / (options.move_change * pace**2),
+            1.0 / (options.expression_change * pace * np.asarray(marks.expression_spread)),
         ]
     )
     return Problem(

@@ -8,6 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from gphm_jax.capture import preprocess as preprocessing
 from gphm_jax.capture.preprocess import preprocess, preprocess_all, read_face_model
@@ -89,6 +90,7 @@ def recorded(dataset, views, *, calibrated=False, moving=True, spoil=()):
         views=tuple(dataset.frames[0].views[view].name for view in views),
         read=read,
         moving=moving,
+        interval=1.0,  # few frames of a long film
     )
 
 
@@ -121,11 +123,14 @@ def test_a_film_becomes_an_identity_folder(film, filmed):
     made = layout.open_dataset(out)
     assert [frame.name for frame in made.frames] == [frame.name for frame in film.frames]
     assert made.image_size == (128, 128) and made.landmark_count == 68 and not outcome.dropped
-    errors = [
-        degrees_between(in_camera(found, 0), in_camera(true, 0))
+    # The face model's idea of straight ahead is its own, once for the whole film.
+    offsets = [
+        in_camera(true, 0).T @ in_camera(found, 0)
         for found, true in zip(made.frames, film.frames, strict=True)
     ]
-    assert np.median(errors) < 2.0
+    middle = Rotation.from_matrix(offsets).mean().as_matrix()
+    assert degrees_between(np.eye(3), middle) < 6.0
+    assert np.median([degrees_between(middle, offset) for offset in offsets]) < 4.0  # faces of 80 pixels
     assert all(frame.shows_face[0] and frame.scale == 1 for frame in made.frames)
     kept = {tuple(frame.intrinsics[0].ravel()) for frame in made.frames}
     assert len(kept) == 1  # the camera stands still
@@ -145,8 +150,10 @@ def test_pictures_masks_and_landmarks_lie_on_each_other(film, filmed):
         there = images.project(true.landmarks, true.world_to_camera[0], true.intrinsics[0])
         here = images.project(found.landmarks, found.world_to_camera[0], found.intrinsics[0])
         assert np.median(np.linalg.norm(square.points(there, 128) - here, axis=1)) < 2.5
-        face = images.read_rgb(found.views[0].face)
-        assert face.shape == (64, 64, 3) and (face[0, 0] > 200).all()  # over white
+        assert images.read_rgb(found.views[0].face).shape == (64, 64, 3)
+        hidden = images.read_rgb(found.views[0].nonface)
+        assert (hidden[~mask & ~truth] > 200).all(-1).mean() > 0.9  # over white
+        assert (hidden == 0).all(-1).mean() > 0.05  # and without the face
 
 
 def test_running_again_goes_on(film, filmed, model, tmp_path, monkeypatch):
@@ -202,7 +209,7 @@ def test_a_studio_in_metres_becomes_a_world_of_head_lengths(studio, model, tmp_p
         assert not found.shows_face[behind].any() and found.shows_face[0]
         for view in (0, *behind):
             # Cameras keep their place around the head, in head lengths.
-            assert degrees_between(in_camera(found, view), in_camera(true, view)) < 3.0
+            assert degrees_between(in_camera(found, view), in_camera(true, view)) < 6.0
             far = np.linalg.norm(np.linalg.inv(found.world_to_camera[view])[:3, 3] - found.translation)
             truth = np.linalg.norm(np.linalg.inv(true.world_to_camera[view])[:3, 3] - true.translation)
             assert abs(far / truth - 1) < 0.06

@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from gphm_jax.capture.color_correction import check_matrix, correct_affine, correct_polynomial
 from gphm_jax.capture.names import safe_name
 from gphm_jax.capture.options import DEFAULTS, ReadOptions, chosen
-from gphm_jax.capture.recording import Picture, Recording, Unreadable
+from gphm_jax.capture.recording import INTERVAL, Picture, Recording, Unreadable
 from gphm_jax.capture.shots import calibrated
 from gphm_jax.capture.transforms import is_rigid, read_json
 from gphm_jax.capture.video import VideoPlan, numbered, plan_videos, read_video
@@ -108,8 +108,10 @@ def _participant(folder: pathlib.Path, options: ReadOptions) -> Recording:
     rig = read_rig(folder / CALIBRATION, serials)
     sequences: list[list[Take]] = []
     frames: list[str] = []
+    rate = 1 / INTERVAL
     for sequence, files in videos.items():
         plans = plan_videos(list(files.values()), options)
+        rate = min(rate, plans[0].rate)
         numbers = numbered(max(len(plan.steps) for plan in plans))
         names = tuple(f"{safe_name(sequence)}_{number}" for number in numbers)
         frames += names
@@ -125,6 +127,7 @@ def _participant(folder: pathlib.Path, options: ReadOptions) -> Recording:
         frames=tuple(frames),
         views=tuple(serials),
         read=functools.partial(_read, sequences, rig, options),
+        interval=1 / rate,
     )
 
 

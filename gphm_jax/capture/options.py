@@ -39,6 +39,11 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [round(index * (count - 1) / (limit - 1)) for index in range(limit)]
 
 
+def thinned(interval: float, count: int, kept: int) -> float:
+    """Seconds between neighbours when `kept` of `count` frames are left that were `interval` apart."""
+    return interval * (count - 1) / max(kept - 1, 1) if kept < count else interval
+
+
 def chosen(names: list[str], wanted: tuple[str, ...] | None, what: str, where: object) -> list[str]:
     """The names that were asked for, in the order of `names`; `InputError` when one of them does not exist."""
     if wanted is None:

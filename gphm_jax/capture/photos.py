@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 
 from gphm_jax.capture.names import safe_name, unique_names
-from gphm_jax.capture.options import DEFAULTS, ReadOptions, spread
+from gphm_jax.capture.options import DEFAULTS, ReadOptions, spread, thinned
 from gphm_jax.capture.pictures import is_picture, read_picture
-from gphm_jax.capture.recording import Picture, Recording, Unreadable
+from gphm_jax.capture.recording import INTERVAL, Picture, Recording, Unreadable
 from gphm_jax.data.files import natural_key
 from gphm_jax.errors import InputError
 from gphm_jax.paths import expanded
@@ -46,15 +46,16 @@ def picture_recording(
     moving: bool = False,
 ) -> Recording:
     """A recording of picture files by one camera, view "0", in the order given; frames have the files' names."""
-    files = [files[index] for index in spread(len(files), options.max_frames)]
-    frames = tuple(unique_names(file.stem for file in files))
+    kept = [files[index] for index in spread(len(files), options.max_frames)]
+    frames = tuple(unique_names(file.stem for file in kept))
     return Recording(
         name=name,
         source=source,
         frames=frames,
         views=("0",),
-        read=functools.partial(_read, files, frames, options.max_side),
+        read=functools.partial(_read, kept, frames, options.max_side),
         moving=moving,
+        interval=thinned(INTERVAL, len(files), len(kept)),
     )
 
 

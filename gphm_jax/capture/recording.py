@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
+INTERVAL = 1 / 30  # seconds between frames whose times are not known
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
@@ -52,3 +54,4 @@ class Recording:
     views: tuple[str, ...]
     read: Callable[[], Iterator[Picture | Unreadable]]
     moving: bool = True  # frames follow one another in time; False: photos
+    interval: float = INTERVAL  # seconds between neighbouring frames of a moving recording

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from gphm_jax.capture.options import ReadOptions, chosen, spread
+from gphm_jax.capture.options import ReadOptions, chosen, spread, thinned
 from gphm_jax.capture.pictures import read_mask, read_picture, resized, resized_intrinsics, scaled_size
-from gphm_jax.capture.recording import Calibration, Picture, Recording, Unreadable
+from gphm_jax.capture.recording import INTERVAL, Calibration, Picture, Recording, Unreadable
 from gphm_jax.data.files import natural_key, size_text
 from gphm_jax.errors import InputError
 
@@ -57,6 +57,7 @@ def shots_recording(
         views=views,
         read=functools.partial(_read, kept, options.max_side),
         moving=moving,
+        interval=thinned(INTERVAL, len(instants), len(frames)),
     )
 
 

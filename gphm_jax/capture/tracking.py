@@ -59,9 +59,10 @@ def track(recording: Recording, sightings: Sequence[Sighting], model: MorphableM
     """Fits `model` to the sightings; `InputError` where no picture shows a face, or cameras are known only in part."""
     table = {(item.frame, item.view): item for item in sightings}
     shown = {item.frame for item in sightings if item.points is not None}
-    frames = [name for name in recording.frames if name in shown]
-    if not frames:
+    if not shown:
         raise InputError(_no_face(recording, sightings))
+    # A film keeps the frames without a face, as nothing seen: its neighbours in time stay neighbours.
+    frames = [name for name in recording.frames if recording.moving or name in shown]
     calibrated = _calibrated(recording, sightings)
     if not calibrated and len(recording.views) > 1:
         raise InputError(
@@ -133,6 +134,7 @@ def _observe(
         intrinsics=intrinsics if calibrated else None,
         world_to_camera=world_to_camera if calibrated else None,
         moving=recording.moving,
+        interval=recording.interval,
     )
 
 
@@ -151,7 +153,10 @@ def _assemble(
     moved = (fit.translation - origin) @ axes / scale
     landmarks = (fit.landmarks - origin) @ axes / scale
     tracked = {}
+    shown = {item.frame for item in table.values() if item.points is not None}
     for f, frame in enumerate(frames):
+        if frame not in shown:
+            continue
         views = {}
         for v, view in enumerate(recording.views):
             item = table.get((frame, view))

@@ -53,6 +53,7 @@ def open_video(path: str | pathlib.Path, options: ReadOptions = DEFAULTS) -> Rec
         frames=frames,
         views=("0",),
         read=functools.partial(_read, plan, frames, options),
+        interval=1 / plan.rate,
     )
 
 
