@@ -77,7 +77,7 @@ class Head {
 
 async function openView(scene, head) {
   const stage = document.getElementById("stage");
-  const renderer = new THREE.WebGLRenderer({ antialias: false, alpha: true, preserveDrawingBuffer: true });
+  const renderer = new THREE.WebGLRenderer({ antialias: false, alpha: true });
   renderer.setClearColor(0x000000, 0);
   stage.append(renderer.domElement);
   const world = new THREE.Scene();

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
-from absl import flags
+from absl import flags, logging
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -95,7 +95,10 @@ def _page(avatar: Avatar, clip: Float[Array, "t z"] | None, fps: float, statemen
         clip=[] if clip is None else list(cloud.clouds(avatar, clip)),
         fps=fps,
     )
-    return page.page(performance.telling(), avatar.habits.camera, avatar.spec.image_size, statement)
+    telling = performance.telling()
+    if silent := ", ".join(name for name in codes if name not in telling.named):
+        logging.info("no slider for %s: this head hardly moves with it", silent)
+    return page.page(telling, avatar.habits.camera, avatar.spec.image_size, statement)
 
 
 def _numbered(out: pathlib.Path, count: int) -> Iterator[pathlib.Path]:
