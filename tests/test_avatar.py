@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,6 +103,22 @@ def test_render_takes_leading_axes_and_other_sizes(avatar):
     np.testing.assert_allclose(wide_alpha[:, 8:40], alpha[1, 2], atol=1e-4)
     twice = np.asarray(avatar.render(codes[1, 2], size=(64, 64))[1]).reshape(32, 2, 32, 2).mean(axis=(1, 3))
     assert np.abs(twice - alpha[1, 2]).mean() < 0.02
+
+
+def test_the_splats_and_both_pictures_are_of_one_head(avatar):
+    codes = jnp.asarray(np.random.default_rng(5).standard_normal((2, 8)), jnp.float32)
+    picture = avatar.draw(codes, pose=POSE)
+    np.testing.assert_array_equal(avatar.render(codes, pose=POSE)[0], picture.fine)
+    splats = avatar.splats(codes, pose=POSE)
+    assert splats.means.shape == (2, 300, 3) and splats.features.shape == (2, 300, 32)
+    cameras = Camera(
+        world_to_camera=jnp.broadcast_to(CAMERA.world_to_camera, (1, 2, 1, 4, 4)),
+        intrinsics=jnp.broadcast_to(CAMERA.intrinsics, (1, 2, 1, 3, 3)),
+    )
+    drawn, alpha = render_splats(jax.tree.map(lambda x: x[None], splats), cameras, height=32, width=32)
+    np.testing.assert_allclose(picture.coarse, drawn[0, :, 0, ..., :3], atol=1e-5)
+    np.testing.assert_allclose(picture.alpha, alpha[0, :, 0], atol=1e-5)
+    assert np.abs(picture.coarse - picture.fine).max() > 1e-3
 
 
 def test_the_orbit_goes_round_the_head(avatar):

@@ -79,6 +79,8 @@ def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog
     assert figures["training_frames"] == 4 and figures["heldout"]["count"] == 1
     assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 12
     assert len(figures["side_views"]) == 2  # two cameras beside the fitted one
+    assert 0 < figures["heldout"]["psnr_coarse"] < 60
+    assert figures["heldout"]["psnr_coarse"] != figures["heldout"]["psnr"]
     for name in ("avatar/arrays.npz", "avatar/config.json", "preview.mp4", "report.html", "config.json"):
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]

