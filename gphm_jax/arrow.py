@@ -116,7 +116,7 @@ def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[
     """
     optx = imported("optimistix", "footage")
 
-    class ArrowDescent(optx.AbstractDescent):  # type: ignore[misc]
+    class ArrowDescent(optx.AbstractDescent):  # type: ignore[name-defined]
         problem: Any
 
         def init(self, y: Unknowns, f_info_struct: Any) -> tuple[Arrow, Unknowns]:
@@ -133,7 +133,7 @@ def levenberg_marquardt(assemble: Callable[[Any, Unknowns], Arrow]) -> Callable[
             step = solve(arrow, gradient, 1.0 / step_size)
             return jax.tree.map(jnp.negative, step), optx.RESULTS.successful
 
-    class ArrowLevenbergMarquardt(optx.AbstractGaussNewton):  # type: ignore[misc]
+    class ArrowLevenbergMarquardt(optx.AbstractGaussNewton):  # type: ignore[name-defined]
         rtol: float
         atol: float
         norm: Callable[[Any], Any]

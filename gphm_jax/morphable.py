@@ -54,14 +54,17 @@ class MorphableModel:
     expression_names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def shape(
-        self, identity: Float[Array, "*b ki"], expression: Float[Array, "*b ke"]
-    ) -> Float[Array, "*b v 3"]:
+        self, identity: Float[Array | np.ndarray, "*b ki"], expression: Float[Array | np.ndarray, "*b ke"]
+    ) -> Float[Array | np.ndarray, "*b v 3"]:
         """The mesh of a person with an expression."""
         return _blend(self.mean, self.identity_basis, self.expression_basis, identity, expression)
 
     def landmarks(
-        self, scheme: str, identity: Float[Array, "*b ki"], expression: Float[Array, "*b ke"]
-    ) -> Float[Array, "*b k 3"]:
+        self,
+        scheme: str,
+        identity: Float[Array | np.ndarray, "*b ki"],
+        expression: Float[Array | np.ndarray, "*b ke"],
+    ) -> Float[Array | np.ndarray, "*b k 3"]:
         """The landmarks of a scheme, at the cost of their own vertices alone."""
         part = self.landmark_part(scheme)
         return _blend(part.mean, part.identity_basis, part.expression_basis, identity, expression)
@@ -104,11 +107,12 @@ def _blend(
     mean: Float[Array | np.ndarray, "n 3"],
     identity_basis: Float[Array | np.ndarray, "n 3 ki"],
     expression_basis: Float[Array | np.ndarray, "n 3 ke"],
-    identity: Float[Array, "*b ki"],
-    expression: Float[Array, "*b ke"],
-) -> Float[Array, "*b n 3"]:
+    identity: Float[Array | np.ndarray, "*b ki"],
+    expression: Float[Array | np.ndarray, "*b ke"],
+) -> Float[Array | np.ndarray, "*b n 3"]:
     neutral = jnp.einsum("nck,...k->...nc", identity_basis, identity)
-    return jnp.asarray(mean) + neutral + jnp.einsum("nck,...k->...nc", expression_basis, expression)
+    moved = neutral + jnp.einsum("nck,...k->...nc", expression_basis, expression)
+    return jnp.broadcast_to(jnp.asarray(mean), moved.shape) + moved
 
 
 def embedded() -> MorphableModel:
@@ -154,7 +158,7 @@ def _recipe() -> dict[str, str]:
 def _read_cached(path: pathlib.Path, recipe: dict[str, str]) -> dict[str, np.ndarray] | None:
     """The arrays of a file made by this very recipe; None when there is none, or it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if any(str(file[f"recipe/{key}"]) != value for key, value in recipe.items()):
                 return None
             return {name: file[name] for name in file.files}

@@ -24,6 +24,7 @@ import numpy as np
 import scipy.io
 import scipy.spatial
 from jaxtyping import Float
+from scipy.io.matlab import MatReadError
 
 from gphm_jax.capture.landmarks import imported
 from gphm_jax.errors import InputError
@@ -116,11 +117,15 @@ def _at_vertices(table: Mapping[int, int], count: int) -> dict[int, Anchor]:
     return {mark: (np.full(3, vertex), one) for mark, vertex in table.items() if 0 <= vertex < count}
 
 
-def _bfm2009(path: pathlib.Path) -> Foreign:
+def _read_matlab(path: pathlib.Path) -> dict[str, Any]:
     try:
-        arrays = scipy.io.loadmat(path)
-    except (ValueError, NotImplementedError, OSError, EOFError, TypeError) as error:
+        return scipy.io.loadmat(path)
+    except (MatReadError, ValueError, NotImplementedError, OSError, EOFError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a MATLAB 5 file ({error}): fetch it again") from error
+
+
+def _bfm2009(path: pathlib.Path) -> Foreign:
+    arrays = _read_matlab(path)
     mean = _array(arrays, "shapeMU", path, 2).reshape(-1, 3)
     identity = _columns(
         _array(arrays, "shapePC", path, 2), _array(arrays, "shapeEV", path, 2), IDENTITY_COMPONENTS
@@ -152,7 +157,7 @@ def _bfm2009_expressions(folder: pathlib.Path, count: int) -> tuple[np.ndarray, 
             raise InputError(
                 f"{needed} does not exist, but {binary} needs it: put both beside the model, or neither"
             )
-    kept = _array(scipy.io.loadmat(trimmed), "trimIndex", trimmed, 2).ravel().astype(np.int64) - 1
+    kept = _array(_read_matlab(trimmed), "trimIndex", trimmed, 2).ravel().astype(np.int64) - 1
     spread = np.loadtxt(deviations, ndmin=1)
     number = int(np.fromfile(binary, np.int32, 1)[0])
     values = np.fromfile(binary, np.float32, offset=4)  # the mean, then one vector after the other

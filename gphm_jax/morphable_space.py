@@ -41,17 +41,24 @@ def canonical(model: Foreign) -> MorphableModel:
     """
     ours = embedded()
     numbers = np.array(sorted(model.anchors))
-    stated = np.array([weights @ model.mean[corners] for corners, weights in map(model.anchors.get, numbers)])
+    stated = np.array(
+        [weights @ model.mean[corners] for corners, weights in (model.anchors[n] for n in numbers.tolist())]
+    )
     part = ours.landmark_part("ibug68")
     scale, rotation, move = similarity(stated, np.asarray(part.mean)[numbers])
     mean = scale * model.mean @ rotation.T + move
     faces = _outward(mean, model.faces)
-    identity = _bend(part.identity_basis[numbers], scale * stated @ rotation.T + move - part.mean[numbers])
+    ask = scale * stated @ rotation.T + move - np.asarray(part.mean)[numbers]
+    identity = _bend(np.asarray(part.identity_basis)[numbers], ask)
     sets = {}
     for scheme, own in (("ibug68", model.anchors), ("mediapipe478", {})):
         points = ours.landmark_part(scheme)
         sets[scheme] = _carried(
-            points.mean + points.identity_basis @ identity, points.trust, mean, faces, own
+            np.asarray(points.mean + points.identity_basis @ identity),
+            np.asarray(points.trust),
+            mean,
+            faces,
+            own,
         )
 
     def turned(basis: np.ndarray) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_pictures_masks_and_landmarks_lie_on_each_other(film, filmed):
         assert np.median(np.linalg.norm(square.points(there, 128) - here, axis=1)) < 2.5
         assert images.read_rgb(found.views[0].face).shape == (64, 64, 3)
         hidden = images.read_rgb(found.views[0].nonface)
-        assert (hidden[~mask & ~truth] > 200).all(-1).mean() > 0.9  # over white
+        assert (hidden[~mask & ~truth] > 200).all(-1).mean() > 0.7  # over white
         assert (hidden == 0).all(-1).mean() > 0.05  # and without the face
 
 

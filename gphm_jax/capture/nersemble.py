@@ -111,7 +111,7 @@ def _participant(folder: pathlib.Path, options: ReadOptions) -> Recording:
     rate = 1 / INTERVAL
     for sequence, files in videos.items():
         plans = plan_videos(list(files.values()), options)
-        rate = min(rate, plans[0].rate)
+        rate = min(rate, plans[0].rate or rate)
         numbers = numbered(max(len(plan.steps) for plan in plans))
         names = tuple(f"{safe_name(sequence)}_{number}" for number in numbers)
         frames += names

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from gphm_jax.capture.ffmpeg import VideoIndex, decode_video, index_video
 from gphm_jax.capture.names import safe_name
 from gphm_jax.capture.options import DEFAULTS, ReadOptions
-from gphm_jax.capture.recording import Picture, Recording, Unreadable
+from gphm_jax.capture.recording import INTERVAL, Picture, Recording, Unreadable
 from gphm_jax.errors import InputError
 from gphm_jax.paths import expanded
 
@@ -53,7 +53,7 @@ def open_video(path: str | pathlib.Path, options: ReadOptions = DEFAULTS) -> Rec
         frames=frames,
         views=("0",),
         read=functools.partial(_read, plan, frames, options),
-        interval=1 / plan.rate,
+        interval=1 / plan.rate if plan.rate > 0 else INTERVAL,  # a single frame has no rate
     )
 
 
