@@ -14,64 +14,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from gphm_jax.arrow import Unknowns, levenberg_marquardt
 from gphm_jax.capture.landmarks import imported
 from gphm_jax.errors import InputError
-from gphm_jax.face_fit_problem import POSE, Frames, Problem, View, assemble, pose, project, residuals
-from gphm_jax.face_fit_start import (
-    Start,
-    focal_candidates,
-    mean_rotation,
-    rotation_vectors,
-    start,
-)
+from gphm_jax.face_fit_problem import POSE, Problem, assemble, pose, project, residuals
+from gphm_jax.face_fit_setup import FitOptions as FitOptions
+from gphm_jax.face_fit_setup import Observations as Observations
+from gphm_jax.face_fit_setup import drifts, focal_cost, lengthened, problem
+from gphm_jax.face_fit_start import Start, focal_candidates, rotation_vectors, start
 from gphm_jax.morphable import LandmarkPart, MorphableModel
 
-_FRAME_BUCKETS = (2, 16, 64)  # frames are padded to one of these or a multiple of the last: few compilations
 _REPORTED = "ibug68"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Observations:
-    """2D landmarks of `f` frames in `v` views."""
-
-    points: Float[
-        np.ndarray, "f v k 2"
-    ]  # pixels of the full picture, centres at +0.5; finite where weight is 0
-    weights: Float[np.ndarray, "f v k"]  # at least 0; 0 = not seen
-    sizes: Int[np.ndarray, "v 2"]  # height, width
-    scheme: str  # "ibug68" or "mediapipe478"
-    intrinsics: Float[np.ndarray, "v 3 3"] | None = (
-        None  # None: one focal length, principal points in the middle
-    )
-    world_to_camera: Float[np.ndarray, "v 4 4"] | Float[np.ndarray, "f v 4 4"] | None = (
-        None  # None: one, at 0
-    )
-    moving: bool = True  # neighbouring frames are neighbours in time
-    interval: float = 1 / 30  # seconds between them
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """How a fit weighs what it knows. Deviations are standard deviations."""
-
-    mark_deviation: float = 0.01  # of a trusted mark from its place, head lengths
-    independent_marks: int = 100  # a detector's marks err together: more of them count as so many
-    independent_frames: int = (
-        10  # and errors persist in time: a person is learnt from a clip as from so many frames
-    )
-    # Reach of the robust loss, head lengths; one solve each, tighter and tighter.
-    reaches: tuple[float, ...] = (0.15, 0.04)
-    focal: float = 1.2  # over the larger side: the likeliest of unknown cameras (45 degrees)
-    focal_deviation: float = 0.5  # of its logarithm
-    # Of what moves, between frames 1/30 s apart:
-    expression_change: float = 0.2  # deviation of a coefficient's change from frame to frame, in its spreads
-    turn_change: float = 0.01  # of the change from frame to frame of a head's turn, radians,
-    move_change: float = 0.004  # and of its move, head lengths
-    steps: int = 30  # at most, of each solve
-    tolerance: float = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,13 +51,18 @@ def fit_face(model: MorphableModel, seen: Observations, options: FitOptions | No
     cannot tell a head's size from its distance: scale is 1 then, and distances come in head lengths.
     """
     options = options or FitOptions()
-    _check(seen)
     marks = model.landmark_part(seen.scheme)
-    weights = seen.weights * _trust(marks, options)
-    cameras = _cameras(seen)
-    focals = [seen.intrinsics] if seen.intrinsics is not None else focal_candidates(seen.sizes)
-    costs = [_focal_cost(seen, each, options) for each in focals]
-    begin = start(np.asarray(marks.mean), seen.points, seen.weights, cameras, focals, costs)
+    focals = (
+        focal_candidates(seen.sizes) if seen.intrinsics is None else [np.asarray(seen.intrinsics, np.float64)]
+    )
+    begin = start(
+        np.asarray(marks.mean),
+        seen.points,
+        seen.weights * np.asarray(marks.trust),
+        seen.cameras,
+        focals,
+        [focal_cost(seen, each, options) for each in focals],
+    )
     if begin is None:
         raise InputError(
             f"no frame shows enough landmarks of a face ({seen.weights.shape[0]} frames looked at): "
@@ -110,148 +70,43 @@ def fit_face(model: MorphableModel, seen: Observations, options: FitOptions | No
         )
     # The solver's own code relies on NumPy's broadcasting, whatever the caller allows.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        problem = _problem(marks, seen, options, begin, weights, cameras)
-        unknowns = _first_unknowns(problem)
-        steps = 0
-        for reach in options.reaches:
-            problem = dataclasses.replace(problem, reach=jnp.float64(reach))
-            unknowns, taken = _solve(problem, unknowns, options.steps, options.tolerance)
-            steps += int(taken)
-        return _result(model, marks, seen, begin, problem, unknowns, steps)
+        return _fit(model, marks, seen, options, begin)
 
 
-def _check(seen: Observations) -> None:
-    if seen.world_to_camera is None and seen.points.shape[1] != 1:
-        raise ValueError(f"{seen.points.shape[1]} views need world_to_camera")
-    if not np.isfinite(seen.points).all() or not np.isfinite(seen.weights).all():
-        raise ValueError("points and weights must be finite, also where nothing is seen")
-
-
-def _trust(marks: LandmarkPart, options: FitOptions) -> Float[np.ndarray, "k"]:
-    """Weights of marks: one over a standard deviation in head lengths."""
-    trust = np.sqrt(np.asarray(marks.trust, np.float64))
-    return trust * min(1.0, np.sqrt(options.independent_marks / len(trust))) / options.mark_deviation
-
-
-def _growth(marks: LandmarkPart) -> Float[np.ndarray, "ki"]:
-    """How much the landmarks spread out with each identity coefficient, relative to the mean's spread."""
-    spread = np.asarray(marks.mean) - np.asarray(marks.mean).mean(0)
-    return np.einsum("kx,kxi->i", spread, marks.identity_basis) / (spread**2).sum()
-
-
-def _cameras(seen: Observations) -> Float[np.ndarray, "f v 4 4"]:
-    frames, views = seen.weights.shape[:2]
-    matrices = (
-        np.eye(4)[None] if seen.world_to_camera is None else np.asarray(seen.world_to_camera, np.float64)
-    )
-    return np.broadcast_to(matrices, (frames, views, 4, 4))
-
-
-def _focal_cost(seen: Observations, intrinsics: np.ndarray, options: FitOptions) -> float:
-    away = np.log(intrinsics[0, 0, 0] / (options.focal * float(seen.sizes.max())))
-    return float((away / options.focal_deviation) ** 2)
-
-
-def _padded(frames: int) -> int:
-    return next((size for size in _FRAME_BUCKETS if frames <= size), -(-frames // 64) * 64)
-
-
-def _problem(
-    marks: LandmarkPart,
-    seen: Observations,
-    options: FitOptions,
-    begin: Start,
-    weights: Float[np.ndarray, "f v k"],
-    cameras: Float[np.ndarray, "f v 4 4"],
-) -> Problem:
-    frames, views = weights.shape[:2]
-    more = _padded(frames) - frames
-
-    def extended(values: np.ndarray) -> jax.Array:
-        """Frames past the last repeat it; their points weigh nothing."""
-        return jnp.asarray(np.concatenate([values, np.repeat(values[-1:], more, 0)]), jnp.float64)
-
-    local = np.einsum("fvij,fj->fvi", cameras[..., :3, :3], begin.translation) + cameras[..., :3, 3]
-    pixels = begin.intrinsics[:, 0, 0] * begin.scale / np.maximum(local[..., 2], 1e-3 * begin.scale)
-    reference = int(weights.sum((0, 2)).argmax())
-    place = local[:, reference] / begin.scale
-    common = mean_rotation(begin.rotation[begin.found])
-    turn = rotation_vectors(common.T @ begin.rotation)
-    rest = np.zeros((frames, POSE - 3 + marks.expression_basis.shape[-1]))
-    lost = np.arange(frames + more) >= frames
-    single = views == 1
-    unknown_focal = seen.intrinsics is None
-    prior = (
-        np.log(options.focal * float(seen.sizes.max()) / begin.intrinsics[0, 0, 0]) if unknown_focal else 0.0
-    )
-    # A change grows with the time between frames, a change's change with its square.
-    pace = max(seen.interval * 30, 1e-3)
-    smoothness = np.concatenate(
-        [
-            np.full(3, 1.0 / (options.turn_change * pace**2)),
-            # Places in the picture, in head lengths; size in the picture, by its logarithm.
-            np.array([1.0, 1.0, np.median(place[:, 2])]) / (options.move_change * pace**2),
-            1.0 / (options.expression_change * pace * np.asarray(marks.expression_spread)),
-        ]
-    )
-    return Problem(
-        mean=jnp.asarray(marks.mean, jnp.float64),
-        identity_basis=jnp.asarray(marks.identity_basis, jnp.float64),
-        expression_basis=jnp.asarray(marks.expression_basis, jnp.float64),
-        expression_spread=jnp.asarray(marks.expression_spread, jnp.float64),
-        expression_range=jnp.asarray(marks.expression_range, jnp.float64),
-        frames=Frames(
-            points=extended(seen.points),
-            weights=jnp.where(lost[:, None, None], 0.0, extended(weights)),
-            pixels=extended(pixels),
-            view=View(
-                rotation=extended(cameras[..., :3, :3]),
-                translation=extended(cameras[..., :3, 3]),
-                intrinsics=extended(np.broadcast_to(begin.intrinsics, (frames, views, 3, 3))),
-            ),
-            reference=View(
-                rotation=extended(cameras[:, reference, :3, :3]),
-                translation=extended(cameras[:, reference, :3, 3]),
-                intrinsics=extended(np.broadcast_to(begin.intrinsics[reference], (frames, 3, 3))),
-            ),
-            place=extended(place),
-            start=extended(np.concatenate([turn, rest], -1)),
-        ),
-        common_rotation=jnp.asarray(common, jnp.float64),
-        reach=jnp.float64(options.reaches[0]),
-        log_scale=jnp.float64(np.log(begin.scale)),
-        identity_weight=jnp.float64(max(1.0, (weights > 0).any((1, 2)).sum() / options.independent_frames)),
-        growth=jnp.asarray(_growth(marks), jnp.float64),
-        frees=jnp.array([0.0 if single else 1.0, 1.0 if unknown_focal else 0.0], jnp.float64),
-        focal_prior=jnp.array([prior, options.focal_deviation], jnp.float64),
-        smoothness=jnp.asarray(smoothness if seen.moving else np.zeros_like(smoothness), jnp.float64),
-    )
-
-
-def _first_unknowns(problem: Problem) -> Unknowns:
-    return jnp.zeros(problem.identity_basis.shape[-1] + 2), problem.frames.start
+def _fit(
+    model: MorphableModel, marks: LandmarkPart, seen: Observations, options: FitOptions, begin: Start
+) -> FaceFit:
+    current = problem(marks, seen, options, begin)
+    unknowns = (jnp.zeros(marks.identity_basis.shape[-1] + 2), current.frames.start)
+    steps = 0
+    for reach in options.reaches:
+        current = dataclasses.replace(current, reach=jnp.float64(reach))
+        unknowns, taken = _solve(current, unknowns, options.steps, options.tolerance)
+        steps += int(taken)
+        rotation, translation, *_ = _poses(current, unknowns, len(seen.weights))
+        drift = lengthened(drifts(marks, seen.cameras, rotation, translation))
+        current = dataclasses.replace(current, frames=dataclasses.replace(current.frames, drift=drift))
+    return _result(model, marks, seen, begin, current, unknowns, steps)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "tolerance"))
 def _solve(problem: Problem, unknowns: Unknowns, steps: int, tolerance: float) -> tuple[Unknowns, Any]:
     optx = imported("optimistix", "footage")
     solver = levenberg_marquardt(assemble)(problem, rtol=tolerance, atol=tolerance)
-    solution = optx.least_squares(
-        residuals,
-        solver,
-        unknowns,
-        args=problem,
-        max_steps=steps,
-        throw=False,
-        adjoint=optx.ImplicitAdjoint(),
-    )
+    solution = optx.least_squares(residuals, solver, unknowns, args=problem, max_steps=steps, throw=False)
     return solution.value, solution.stats["num_steps"]
 
 
+def _poses(problem: Problem, unknowns: Unknowns, frames: int) -> tuple[np.ndarray, ...]:
+    """Rotations, translations, scale and focal factor of the frames that are not padding."""
+    shared, each = unknowns
+    found = jax.jit(jax.vmap(pose, (None, None, 0, 0)))(problem, shared, each, problem.frames)
+    return tuple(np.asarray(part)[:frames] for part in found)
+
+
 @jax.jit
-def _poses(problem: Problem, unknowns: Unknowns) -> tuple[jax.Array, ...]:
-    shared, frames = unknowns
-    return jax.vmap(lambda frame, at: pose(problem, shared, frame, at))(frames, problem.frames)
+def _pixels(problem: Problem, world: jax.Array, focal: jax.Array) -> jax.Array:
+    return jax.vmap(jax.vmap(project, (0, 0, None)))(world, problem.frames.view, focal)
 
 
 def _result(
@@ -263,22 +118,19 @@ def _result(
     unknowns: Unknowns,
     steps: int,
 ) -> FaceFit:
-    frames = seen.weights.shape[0]
-    shared, each = (np.asarray(part) for part in unknowns)
-    rotation, translation, scale, focal = (np.asarray(part)[:frames] for part in _poses(problem, unknowns))
-    identity, expression = shared[:-2], each[:frames, POSE:]
+    frames = len(seen.weights)
+    rotation, translation, scale, focal = _poses(problem, unknowns, frames)
+    identity, expression = np.asarray(unknowns[0])[:-2], np.asarray(unknowns[1])[:frames, POSE:]
 
-    def in_world(part: LandmarkPart) -> np.ndarray:
-        shape = (
-            part.mean
-            + part.identity_basis @ identity
-            + np.einsum("kxe,fe->fkx", part.expression_basis, expression)
-        )
-        return scale[:, None, None] * shape @ np.swapaxes(rotation, 1, 2) + translation[:, None]
+    def in_world(part: LandmarkPart, drift: np.ndarray) -> np.ndarray:
+        """[f v k 3]"""
+        neutral = part.mean + part.identity_basis @ identity
+        shape = neutral + np.einsum("kxe,fe->fkx", part.expression_basis, expression)
+        turned = np.einsum("fxy,fvky->fvkx", rotation, shape[:, None] + drift)
+        return scale[0] * turned + translation[:, None, None]
 
-    onto = jax.vmap(jax.vmap(project, (None, 0, None)))
-    view = jax.tree.map(lambda leaf: leaf[:frames], problem.frames.view)
-    pixels = np.asarray(onto(jnp.asarray(in_world(marks)), view, jnp.asarray(focal)))
+    drift = np.asarray(problem.frames.drift)[:frames]
+    pixels = _pixels(problem, lengthened(in_world(marks, drift)), lengthened(focal))
     intrinsics = np.array(begin.intrinsics)
     intrinsics[:, :2, :2] *= focal[0]
     return FaceFit(
@@ -288,7 +140,7 @@ def _result(
         translation=translation.astype(np.float32),
         scale=float(scale[0]),
         intrinsics=intrinsics,
-        landmarks=in_world(model.landmark_part(_REPORTED)).astype(np.float32),
-        reprojection=np.linalg.norm(pixels - seen.points, axis=-1).astype(np.float32),
+        landmarks=in_world(model.landmark_part(_REPORTED), np.zeros((1, 1, 1, 3)))[:, 0].astype(np.float32),
+        reprojection=np.linalg.norm(np.asarray(pixels)[:frames] - seen.points, axis=-1).astype(np.float32),
         steps=steps,
     )

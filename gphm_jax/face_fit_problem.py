@@ -46,6 +46,7 @@ class Frames:
 
     points: Float[Array, "*f v k 2"]  # pixels
     weights: Float[Array, "*f v k"]  # one over a standard deviation, head lengths
+    drift: Float[Array, "*f v k 3"]  # canonical: where a detector marks points seen from there
     pixels: Float[Array, "*f v"]  # that a head length takes in each picture, roughly
     view: View  # [f v]
     reference: View  # [f]
@@ -111,8 +112,8 @@ def _mark_residuals(
 ) -> Float[Array, "v k 2"]:
     """Weighted distances of all marks of a frame, robust; `freedom` and `placed` are shared[-2:], frame[:6]."""
     rotation, translation, scale, focal = pose(problem, freedom, placed, at)
-    world = scale * shape @ rotation.T + translation
-    pixels = jax.vmap(project, (None, 0, None))(world, at.view, focal)
+    world = scale * (shape + at.drift) @ rotation.T + translation
+    pixels = jax.vmap(project, (0, 0, None))(world, at.view, focal)
     distance = (pixels - at.points) / at.pixels[:, None, None]
     damped = distance * jax.lax.rsqrt(1.0 + (distance**2).sum(-1, keepdims=True) / problem.reach**2)
     return damped * at.weights[..., None]
@@ -142,7 +143,11 @@ def _shared_means(problem: Problem) -> Float[Array, "s"]:
 def _shared_weights(problem: Problem) -> Float[Array, "s"]:
     identities = problem.identity_basis.shape[-1]
     return jnp.concatenate(
-        [jnp.full(identities, jnp.sqrt(problem.identity_weight)), jnp.full(1, _TETHER), 1.0 / problem.focal_prior[1:]]
+        [
+            jnp.full(identities, jnp.sqrt(problem.identity_weight)),
+            jnp.full(1, _TETHER),
+            1.0 / problem.focal_prior[1:],
+        ]
     )
 
 

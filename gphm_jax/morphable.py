@@ -23,16 +23,21 @@ from gphm_jax.paths import cache_folder
 from gphm_jax.types import pytree
 
 SCHEMES = ("ibug68", "mediapipe478")
-_EMBEDDED_VERSION = 1
+_EMBEDDED_VERSION = 2
 
 
 @pytree
 class LandmarkSet:
-    """Points on a model's surface: each a weighted mean of three vertices, with weights that sum to one."""
+    """Points on a model's surface: each a weighted mean of three vertices, with weights that sum to one.
+
+    A detector marks them a little off, depending on where it sees them from: at the point moved by `drift` times the
+    direction's `gphm_jax.data.synthetic.landmarks.view_terms`, in canonical space.
+    """
 
     vertices: Int[Array | np.ndarray, "k 3"]
     weights: Float[Array | np.ndarray, "k 3"]
     trust: Float[Array | np.ndarray, "k"]  # 1 for a detector's steady marks, less for those that wander
+    drift: Float[Array | np.ndarray, "k 3 6"]
 
 
 @pytree
@@ -88,6 +93,7 @@ class MorphableModel:
             expression_spread=self.expression_spread,
             expression_range=self.expression_range,
             trust=marks.trust,
+            drift=marks.drift,
         )
 
 
@@ -101,6 +107,7 @@ class LandmarkPart:
     expression_spread: Float[Array | np.ndarray, "ke"]
     expression_range: Float[Array | np.ndarray, "ke 2"]
     trust: Float[Array | np.ndarray, "k"]
+    drift: Float[Array | np.ndarray, "k 3 6"]
 
 
 def _blend(
@@ -132,7 +139,7 @@ def embedded() -> MorphableModel:
         **{name: value for name, value in arrays.items() if "/" not in name},
         landmark_sets={
             scheme: LandmarkSet(
-                **{part: arrays[f"{scheme}/{part}"] for part in ("vertices", "weights", "trust")}
+                **{part: arrays[f"{scheme}/{part}"] for part in ("vertices", "weights", "trust", "drift")}
             )
             for scheme in SCHEMES
         },

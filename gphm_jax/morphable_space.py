@@ -9,7 +9,7 @@ import scipy.spatial
 import trimesh
 from jaxtyping import Float, Int
 
-from gphm_jax.morphable import LandmarkSet, MorphableModel, embedded
+from gphm_jax.morphable import LandmarkPart, LandmarkSet, MorphableModel, embedded
 
 FEWEST_ANCHORS = 8
 _CARRIED_TRUST = 0.25  # of a landmark carried over: about twice as far off as a stated one
@@ -105,7 +105,7 @@ def _bend(basis: Float[np.ndarray, "n 3 k"], offset: Float[np.ndarray, "n 3"]) -
 
 def _carried(
     points: Float[np.ndarray, "k 3"],
-    trust: Float[np.ndarray, "k"],
+    part: LandmarkPart,
     mean: Float[np.ndarray, "v 3"],
     faces: Int[np.ndarray, "m 3"],
     own: dict[int, Anchor],
@@ -113,7 +113,7 @@ def _carried(
     """Nearest surface points of landmarks; `own` are known already and keep their trust."""
     near = scipy.spatial.cKDTree(mean).query(points, _NEAR_VERTICES)[1]
     corners, weights = np.empty((len(points), 3), np.int32), np.empty((len(points), 3), np.float32)
-    trust = np.asarray(trust) * np.where(np.isin(np.arange(len(points)), list(own)), 1.0, _CARRIED_TRUST)
+    trust = np.asarray(part.trust) * np.where(np.isin(np.arange(len(points)), list(own)), 1.0, _CARRIED_TRUST)
     for k, point in enumerate(points):
         if k in own:
             corners[k], weights[k] = own[k]
@@ -126,4 +126,4 @@ def _carried(
         best = int(np.linalg.norm(nearest - point, axis=-1).argmin())
         corners[k] = around[best]
         weights[k] = trimesh.triangles.points_to_barycentric(mean[around[best]][None], nearest[best][None])[0]
-    return LandmarkSet(vertices=corners, weights=weights, trust=trust.astype(np.float32))
+    return LandmarkSet(vertices=corners, weights=weights, trust=trust.astype(np.float32), drift=part.drift)

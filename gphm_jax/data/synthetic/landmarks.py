@@ -22,19 +22,33 @@ LANDMARKS = np.array(
     np.int32,
 )  # fmt: skip
 
-# Rows of three vertices, three weights and the median distance in head lengths between a mark of MediaPipe's detector
-# and this point, over renders of synthetic heads: written by `gphm_jax.tools.calibrate_landmarks`.
+# Rows of three vertices, three weights, the median distance in head lengths between a mark of MediaPipe's detector and
+# this point, and the point's drift: written by `gphm_jax.tools.calibrate_landmarks`.
 MEDIAPIPE_TABLE = pathlib.Path(__file__).with_name("mediapipe478.txt")
+DRIFT_UNIT = 1e-4  # head lengths
+DRIFT_TERMS = 6
 _STEADY = 0.006  # head lengths: a median distance that loses no trust
+# Sine of the angle, to the side and up, that drifts were measured to: beyond, they stay.
+_MEASURED = (0.75, 0.45)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SurfacePoints:
-    """Weighted means of three base vertices each; `trust` is 1 for points that a detector marks steadily."""
+    """Weighted means of three base vertices each; `trust` is 1 for points that a detector marks steadily.
+
+    Seen from a direction, a detector marks the point moved by `drift @ view_terms(direction)`.
+    """
 
     vertices: Int[np.ndarray, "k 3"]
     weights: Float[np.ndarray, "k 3"]
     trust: Float[np.ndarray, "k"]
+    drift: Float[np.ndarray, "k 3 6"]
+
+
+def view_terms(direction: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 6"]:
+    """1, x, y, x^2, xy, y^2 of unit vectors from the head to the camera, in canonical space."""
+    x, y = (np.clip(direction[..., k], -most, most) for k, most in enumerate(_MEASURED))
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
 
 
 def ibug68() -> SurfacePoints:
@@ -43,6 +57,7 @@ def ibug68() -> SurfacePoints:
         vertices=np.repeat(LANDMARKS[:, None], 3, 1),
         weights=np.tile(np.array([1.0, 0.0, 0.0], np.float32), (len(LANDMARKS), 1)),
         trust=np.ones(len(LANDMARKS), np.float32),
+        drift=np.zeros((len(LANDMARKS), 3, DRIFT_TERMS), np.float32),
     )
 
 
@@ -53,4 +68,5 @@ def mediapipe478() -> SurfacePoints:
         vertices=table[:, :3].astype(np.int32),
         weights=table[:, 3:6].astype(np.float32),
         trust=np.minimum(1.0, (_STEADY / table[:, 6]) ** 2).astype(np.float32),
+        drift=(DRIFT_UNIT * table[:, 7:]).reshape(-1, 3, DRIFT_TERMS).astype(np.float32),
     )

@@ -40,6 +40,7 @@ def build() -> dict[str, np.ndarray]:
         arrays[f"{scheme}/vertices"] = np.searchsorted(kept, marks.vertices).astype(np.int32)
         arrays[f"{scheme}/weights"] = marks.weights
         arrays[f"{scheme}/trust"] = marks.trust
+        arrays[f"{scheme}/drift"] = marks.drift
     return arrays
 
 
