@@ -66,9 +66,9 @@ class FitOptions:
     focal: float = 1.2  # over the larger side: the likeliest of unknown cameras (45 degrees)
     focal_deviation: float = 0.5  # of its logarithm
     # Of what moves, between frames 1/30 s apart:
-    expression_change: float = 0.2  # deviation of a coefficient's change from frame to frame, in its spreads
-    turn_change: float = 0.01  # of the change from frame to frame of a head's turn, radians,
-    move_change: float = 0.004  # and of its move, head lengths
+    expression_change: float = 0.4  # deviation of a coefficient's change from frame to frame, in its spreads
+    turn_change: float = 0.05  # of the change from frame to frame of a head's turn, radians,
+    move_change: float = 0.02  # and of its move, head lengths
     steps: int = 30  # at most, of each solve
     tolerance: float = 1e-3
 

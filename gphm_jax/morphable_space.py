@@ -55,7 +55,7 @@ def canonical(model: Foreign) -> MorphableModel:
         points = ours.landmark_part(scheme)
         sets[scheme] = _carried(
             np.asarray(points.mean + points.identity_basis @ identity),
-            np.asarray(points.trust),
+            points,
             mean,
             faces,
             own,
