@@ -157,7 +157,8 @@ class _Engine:
             if self._backend == "loky":
                 from joblib.externals.loky import get_reusable_executor
 
-                get_reusable_executor().shutdown()  # or its processes would hold their memory for minutes
+                # Or its processes would hold their memory for minutes; and an interrupt would wait for their items.
+                get_reusable_executor().shutdown(kill_workers=True)
 
     def _all(self, waiting: dict[int, Any]) -> Iterator[_Report]:
         while waiting:
