@@ -43,6 +43,7 @@ from gphm_jax.losses import check_eyes
 from gphm_jax.nets import use_fused_points
 from gphm_jax.paths import expanded
 from gphm_jax.perceptual import load_lpips
+from gphm_jax.provenance import COMPOSITE, Statement
 from gphm_jax.settings import read_flag
 from gphm_jax.stages import load_prior
 from gphm_jax.video import write_video
@@ -144,7 +145,12 @@ def conclude(fit: Fit, avatar: Avatar, codes: Any, figures: dict[str, Any]) -> N
     )
     pictures = fit_results.preview_pictures(avatar, codes, fit.footage, fit.settings)
     shown = iter(tqdm(pictures, desc="preview", unit="frame"))
-    write_video(fit.out / "preview.mp4", shown, fps=fit.settings.preview.fps)
+    write_video(
+        fit.out / "preview.mp4",
+        shown,
+        fps=fit.settings.preview.fps,
+        statement=Statement(source=COMPOSITE),
+    )
     figures["peak_memory_bytes"] = runtime.peak_memory_bytes()
     fit_results.write_fit_report(fit.out, figures, avatar, codes, fit.footage)
     write_json(fit.out / "metrics.json", figures)

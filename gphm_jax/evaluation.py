@@ -18,6 +18,7 @@ from gphm_jax.data.pixels import FramePlan, PixelSource
 from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
 from gphm_jax.files import write_image
 from gphm_jax.perceptual import lpips
+from gphm_jax.provenance import Statement, save_image
 from gphm_jax.types import Batch, Render
 
 RenderFunction = Callable[[Batch], Render]
@@ -108,7 +109,9 @@ def _baseline_psnr(
     mean: Float[np.ndarray, "h w 3"], pixels: PixelSource, training: Selection, item: Selection, batch: Batch
 ) -> dict[str, np.ndarray]:
     """Training pictures as predictions: the nearest camera's of the same frame, and the mean of all."""
-    nearest = np.argmax(directions(item.frame, item.views) @ directions(training.frame, training.views).T, axis=1)
+    nearest = np.argmax(
+        directions(item.frame, item.views) @ directions(training.frame, training.views).T, axis=1
+    )
     images = [pixels.view(training.frame, training.views[n])[0].astype(np.float32) / 255.0 for n in nearest]
     truth = batch.image[0, 0]
     return {
@@ -136,5 +139,5 @@ def _keep(folder: pathlib.Path, plan: FramePlan, batch: Batch, picture: Render) 
     for index, view in enumerate(plan.views):
         stem = f"{plan.frame.identity}_{plan.frame.name}_{plan.frame.views[view].name}"
         write_image(folder / f"{stem}_truth.png", batch.image[0, 0, index])
-        write_image(folder / f"{stem}_render.png", np.asarray(picture.fine[0, 0, index]))
+        save_image(folder / f"{stem}_render.png", np.asarray(picture.fine[0, 0, index]), Statement())
         write_image(folder / f"{stem}_mask.png", batch.mask[0, 0, index])

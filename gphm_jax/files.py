@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 Picture = (
     Float[Array | np.ndarray, "h w"]
@@ -60,11 +61,19 @@ def write_image(path: str | os.PathLike[str], image: Picture) -> None:
         partial.write_bytes(encode_image(image, pathlib.Path(path).suffix))
 
 
-def encode_image(image: Picture, suffix: str, *, quality: int = 92) -> bytes:
-    """The bytes of a picture file; `suffix` is ".png", ".jpg" or ".webp", `quality` that of the last two."""
+def encode_image(image: Picture, suffix: str, *, quality: int = 92, xmp: bytes = b"") -> bytes:
+    """The bytes of a picture file; `suffix` is ".png", ".jpg" or ".webp", `quality` that of the last two.
+
+    `xmp` is a packet of metadata.
+    """
     buffer = io.BytesIO()
     kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(suffix.lower(), suffix[1:].upper())
-    options = {} if kind == "PNG" else {"quality": quality}
+    options: dict[str, Any] = {"quality": quality, "xmp": xmp}
+    if kind == "PNG":
+        chunks = PngInfo()
+        if xmp:
+            chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        options = {"pnginfo": chunks}
     Image.fromarray(to_bytes(image)).save(buffer, format=kind, **options)
     return buffer.getvalue()
 

@@ -23,6 +23,7 @@ from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FrameCodes
 from gphm_jax.logs import image_grid, read_metrics
 from gphm_jax.perceptual import load_lpips, lpips
+from gphm_jax.provenance import COMPOSITE, Statement
 from gphm_jax.types import Batch, Camera, Pose, Render
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
@@ -111,7 +112,9 @@ def evaluate_fit(
             coarse = metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), truth)
             rows.append(jax.device_get(measure(picture.fine, truth, mask, weights) | {"psnr_coarse": coarse}))
         if rows:
-            figures[side] = {name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]}
+            figures[side] = {
+                name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]
+            }
             figures[side]["count"] = len(rows)
     if footage.held_out:
         figures["heldout"]["best_training_frame_psnr"] = best_training_frame_psnr(footage)
@@ -230,7 +233,7 @@ def write_fit_report(
     """Writes OUT/report.html from the figures, the log and a few pictures."""
     sections = [report.Section(heading="Result", items=_result(figures))]
     pictures = [
-        report.Picture(image=image_grid(columns), caption=caption)
+        report.Picture(image=image_grid(columns), caption=caption, statement=Statement(source=COMPOSITE))
         for columns, caption in _comparisons(avatar, codes, footage)
     ]
     sections.append(report.Section(heading="Pictures", items=pictures))

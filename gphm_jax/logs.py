@@ -20,6 +20,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from gphm_jax import files
+from gphm_jax.provenance import COMPOSITE, Statement, save_image
 
 TILE = 160  # pixels a side that the tiles of a grid have at least
 GRID_WIDTH = 1600  # pixels that a grid has at most
@@ -85,7 +86,7 @@ class RunLog:
         if not self._writes:
             return path
         grid = image_grid(columns)
-        files.write_image(path, grid)
+        save_image(path, grid, Statement(source=COMPOSITE))
         self._writer(stage, step).add_image("samples", grid, step, dataformats="HWC")
         return path
 

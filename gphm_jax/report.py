@@ -16,6 +16,7 @@ from PIL import Image
 
 from gphm_jax import files
 from gphm_jax.curves import Chart, chart_svg
+from gphm_jax.provenance import Statement, read_marks
 
 _STYLE = pathlib.Path(__file__).with_name("report.css")
 _WIDEST = 1600  # pixels of an embedded picture
@@ -48,10 +49,11 @@ class Charts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture from a file or an array (floats in [0, 1] or bytes)."""
+    """A picture from a file, whose marks it keeps, or an array (floats in [0, 1] or bytes)."""
 
     image: str | os.PathLike[str] | np.ndarray
     caption: str
+    statement: Statement | None = None  # of an array that shows renderings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def _item(item: Figures | Table | Charts | Picture | Note) -> str:
             drawn = "".join(f"<div>{chart_svg(chart)}</div>" for chart in item.charts)
             return f'<figure><div class="charts">{drawn}</div>{_caption(item.caption)}</figure>'
         case Picture():
-            picture = f'<img alt="{html.escape(item.caption)}" src="{_embedded(item.image)}">'
+            picture = f'<img alt="{html.escape(item.caption)}" src="{_embedded(item)}">'
             return f"<figure>{picture}{_caption(item.caption)}</figure>"
         case Note():
             return f"<p>{html.escape(item.text)}</p>"
@@ -208,16 +210,19 @@ def _caption(text: str) -> str:
     return f"<figcaption>{html.escape(text)}</figcaption>" if text else ""
 
 
-def _embedded(image: str | os.PathLike[str] | np.ndarray) -> str:
+def _embedded(item: Picture) -> str:
     """A data URI; JPEG, for a report of dozens of grids stays small enough to send."""
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(files.to_bytes(image)).convert("RGB")
+    if isinstance(item.image, np.ndarray):
+        picture, statement = Image.fromarray(files.to_bytes(item.image)).convert("RGB"), item.statement
     else:
-        with Image.open(image) as opened:
+        statement = read_marks(item.image)
+        with Image.open(item.image) as opened:
             picture = opened.convert("RGB")
     if picture.width > _WIDEST:
         picture = picture.resize(
             (_WIDEST, round(picture.height * _WIDEST / picture.width)), Image.Resampling.LANCZOS
         )
-    data = files.encode_image(np.asarray(picture), ".jpg", quality=88)
+    data = files.encode_image(
+        np.asarray(picture), ".jpg", quality=88, xmp=statement.xmp if statement else b""
+    )
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

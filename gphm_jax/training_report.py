@@ -14,6 +14,7 @@ from PIL import Image
 from gphm_jax import report
 from gphm_jax.data.sampler import spread
 from gphm_jax.logs import image_grid, read_metrics
+from gphm_jax.provenance import COMPOSITE, Statement
 
 _HELD_OUT_PICTURES = 6
 _STAGES = {"stage1": "Stage 1: guiding geometry model", "stage2": "Stage 2: Gaussian model"}
@@ -82,7 +83,9 @@ def _result(workdir: pathlib.Path, summary: Mapping[str, Any]) -> report.Section
     if grid is not None:
         items.append(
             report.Picture(
-                image=grid, caption="Held-out cameras: the truth above, the model's picture below."
+                image=grid,
+                caption="Held-out cameras: the truth above, the model's picture below.",
+                statement=Statement(source=COMPOSITE),
             )
         )
     rows = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import pathlib
 import subprocess
 from collections.abc import Iterable, Iterator
 
@@ -12,12 +14,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gphm_jax.files import atomic_path
+from gphm_jax.provenance import Statement, mark_video
 
 
 def write_video(
-    path: str | os.PathLike[str], pictures: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float
+    path: str | os.PathLike[str],
+    pictures: Iterable[UInt8[np.ndarray, "h w 3"]],
+    *,
+    fps: float,
+    statement: Statement,
 ) -> str:
-    """Writes RGB pictures of one size as an .mp4 file, which appears whole or not at all; returns the codec used.
+    """Writes RGB pictures of one size as a marked .mp4 file, which appears whole or not at all; returns the codec used.
 
     H.264 through imageio-ffmpeg where that is installed (the optional package `video`), which browsers play;
     MPEG-4 through OpenCV elsewhere. Odd sizes lose a row or a column: both codecs want even ones.
@@ -29,48 +36,57 @@ def write_video(
     try:
         import imageio_ffmpeg  # optional: it carries a program of another licence
     except ImportError:
-        _write_mpeg4(path, first, iterator, fps)
-        return "mpeg4"
-    _write_h264(imageio_ffmpeg.get_ffmpeg_exe(), path, first, iterator, fps)
-    return "h264"
+        encode, codec = _encode_mpeg4, "mpeg4"
+    else:
+        encode, codec = functools.partial(_encode_h264, imageio_ffmpeg.get_ffmpeg_exe()), "h264"
+    with atomic_path(path) as partial:
+        encode(partial, first, iterator, fps, statement)
+        mark_video(partial, statement)
+    return codec
 
 
-def _write_h264(
-    program: str, path: str | os.PathLike[str], first: np.ndarray, rest: Iterator[np.ndarray], fps: float
+def _encode_h264(
+    program: str,
+    path: pathlib.Path,
+    first: np.ndarray,
+    rest: Iterator[np.ndarray],
+    fps: float,
+    statement: Statement,
 ) -> None:
     height, width = first.shape[:2]
     raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-")
     coded = ("-an", "-c:v", "libx264", "-preset", "fast", "-crf", "20", "-pix_fmt", "yuv420p")
-    with atomic_path(path) as partial:
-        # Not imageio's own writer: it forks through Python, which may deadlock under JAX's threads.
-        command = [program, "-y", "-v", "error", *raw, *coded, str(partial)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdin is not None and process.stderr is not None  # both are pipes
-            try:
-                for picture in itertools.chain([first], rest):
-                    process.stdin.write(picture.tobytes())
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # the program has given up: its own words follow
-            words = process.stderr.read().decode(errors="replace").strip()
-        if process.returncode:
-            raise OSError(f"cannot encode {path}: {words.splitlines()[-1] if words else process.returncode}")
-
-
-def _write_mpeg4(
-    path: str | os.PathLike[str], first: np.ndarray, rest: Iterator[np.ndarray], fps: float
-) -> None:
-    height, width = first.shape[:2]
-    with atomic_path(path) as partial:
-        writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-        if not writer.isOpened():
-            raise OSError(f"OpenCV cannot write {path}: install the optional package `video`")
+    # The index comes first, so that a browser plays a file that is still on its way.
+    told = ("-movflags", "+faststart", "-metadata", f"comment={'; '.join(statement.lines)}")
+    # Not imageio's own writer: it forks through Python, which may deadlock under JAX's threads.
+    command = [program, "-y", "-v", "error", *raw, *coded, *told, f"file:{path}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None  # both are pipes
         try:
-            writer.write(cv2.cvtColor(first, cv2.COLOR_RGB2BGR))
-            for picture in rest:
-                writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        finally:
-            writer.release()
+            for picture in itertools.chain([first], rest):
+                process.stdin.write(picture.tobytes())
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # the program has given up: its own words follow
+        words = process.stderr.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise OSError(f"cannot encode the video: {words.splitlines()[-1] if words else process.returncode}")
+
+
+def _encode_mpeg4(
+    path: pathlib.Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float, statement: Statement
+) -> None:
+    del statement  # OpenCV writes no comments
+    height, width = first.shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    if not writer.isOpened():
+        raise OSError("OpenCV cannot encode the video: install the optional package `video`")
+    try:
+        writer.write(cv2.cvtColor(first, cv2.COLOR_RGB2BGR))
+        for picture in rest:
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    finally:
+        writer.release()
 
 
 def _even(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ from gphm_jax.avatar_model import bake
 from gphm_jax.errors import InputError
 from gphm_jax.export import expressions, gltf, ply, spz, surface
 from gphm_jax.export.cloud import SplatCloud, cloud, clouds
-from gphm_jax.export.provenance import Provenance, provenance
+from gphm_jax.export.coarse import CoarseStatement, coarse_statement
 from gphm_jax.files import write_image
 from gphm_jax.guide import ellipsoid_mesh
 from gphm_jax.metrics import psnr
@@ -35,7 +35,7 @@ CAMERA = Camera(
     world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
     intrinsics=jnp.asarray([[58.0, 0, 16], [0, 58, 16], [0, 0, 1]]),
 )
-STATEMENT = Provenance(
+STATEMENT = CoarseStatement(
     cost="0.10 dB", cost_db=0.1, licence="CC0", date="2026-01-01", generator="gphm_jax test"
 )
 
@@ -315,16 +315,16 @@ def test_a_mesh_of_another_prior_is_refused(avatar, workdir):
 
 def test_the_cost_comes_from_the_fit_or_is_measured(avatar, tmp_path):
     folder = tmp_path / "avatar"
-    measured = provenance(avatar, folder, "")
+    measured = coarse_statement(avatar, folder, "")
     assert measured.cost_db is None and "dB PSNR from the refined ones" in measured.cost
     assert "not stated" in measured.licence
     figures = {"train": {"psnr": 30.0, "psnr_coarse": 29.5}, "heldout": {"psnr": 28.5, "psnr_coarse": 28.25}}
     (tmp_path / "metrics.json").write_text(json.dumps(figures))
-    known = provenance(avatar, folder, "CC BY 4.0\nsecond line")
+    known = coarse_statement(avatar, folder, "CC BY 4.0\nsecond line")
     assert known.cost_db == 0.25 and "held-out frames (28.50 dB with it, 28.25 without)" in known.cost
     assert "licence: CC BY 4.0 second line" in known.lines
     (tmp_path / "metrics.json").write_text(json.dumps({"train": {"psnr": 30.0}}))  # of an older fit
-    assert provenance(avatar, folder, "").cost_db is None
+    assert coarse_statement(avatar, folder, "").cost_db is None
 
 
 def faces(folder: pathlib.Path, count: int) -> np.ndarray:

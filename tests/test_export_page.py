@@ -16,7 +16,7 @@ from PIL import Image
 from gphm_jax import assets
 from gphm_jax.export import page
 from gphm_jax.export.cloud import SplatCloud
-from gphm_jax.export.provenance import Provenance
+from gphm_jax.export.coarse import CoarseStatement
 from gphm_jax.types import Camera
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -26,7 +26,7 @@ CAMERA = Camera(
     world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
     intrinsics=jnp.asarray([[116.0, 0, 32], [0, 116, 32], [0, 0, 1]]),
 )
-STATEMENT = Provenance(
+STATEMENT = CoarseStatement(
     cost="0.25 dB PSNR on held-out frames",
     cost_db=0.25,
     licence="<CC0>",

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gphm_jax.export.cloud import SplatCloud
-from gphm_jax.export.provenance import Provenance
 from gphm_jax.export.surface import Surface
+from gphm_jax.provenance import Statement
 
 EXTENSION = "KHR_gaussian_splatting"
 _POINTS, _TRIANGLES = 0, 4  # modes of a primitive
@@ -59,7 +59,7 @@ class _Buffer:
         return len(self.accessors) - 1
 
 
-def splats(frames: Sequence[SplatCloud], provenance: Provenance, *, fps: float) -> bytes:
+def splats(frames: Sequence[SplatCloud], statement: Statement, *, fps: float) -> bytes:
     """One splat primitive; programs without the extension show it as coloured points.
 
     Further frames are morph targets of the positions, played by an animation: the extension names no way to move
@@ -88,10 +88,10 @@ def splats(frames: Sequence[SplatCloud], provenance: Provenance, *, fps: float) 
         ]
         content["meshes"][0]["weights"] = [0.0] * (len(frames) - 1)
         content["animations"] = [_animation(buffer, len(frames), fps)]
-    return _glb(content, buffer, provenance)
+    return _glb(content, buffer, statement)
 
 
-def mesh(surface: Surface, provenance: Provenance) -> bytes:
+def mesh(surface: Surface, statement: Statement) -> bytes:
     """A triangle mesh with vertex normals and colours."""
     buffer = _Buffer()
     primitive = {
@@ -106,7 +106,7 @@ def mesh(surface: Surface, provenance: Provenance) -> bytes:
     }
     material = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.8}, "doubleSided": True}
     content = {"meshes": [{"name": "head", "primitives": [primitive]}], "materials": [material]}
-    return _glb(content, buffer, provenance)
+    return _glb(content, buffer, statement)
 
 
 def _animation(buffer: _Buffer, frames: int, fps: float) -> dict[str, Any]:
@@ -132,10 +132,10 @@ def _linear(srgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-def _glb(content: dict[str, Any], buffer: _Buffer, provenance: Provenance) -> bytes:
-    asset = {"version": "2.0", "generator": provenance.generator, "copyright": provenance.licence}
+def _glb(content: dict[str, Any], buffer: _Buffer, statement: Statement) -> bytes:
+    asset = {"version": "2.0", "generator": statement.generator, "copyright": statement.licence}
     document = {
-        "asset": asset | {"extras": provenance.fields},
+        "asset": asset | {"extras": statement.fields},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"name": "head", "mesh": 0}],

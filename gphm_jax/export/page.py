@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from gphm_jax import assets
 from gphm_jax.export.cloud import SplatCloud
-from gphm_jax.export.provenance import Provenance
+from gphm_jax.export.coarse import CoarseStatement
 from gphm_jax.types import Camera
 
 _HERE = pathlib.Path(__file__).parent
@@ -54,7 +54,7 @@ class Performance:
         return dataclasses.replace(self, named=kept)
 
 
-def page(performance: Performance, camera: Camera, size: int, provenance: Provenance) -> str:
+def page(performance: Performance, camera: Camera, size: int, statement: CoarseStatement) -> str:
     """The page; `camera` is the one it opens with, for square pictures of `size` pixels."""
     arrays, data = _packed(performance)
     rest = performance.rest
@@ -64,17 +64,17 @@ def page(performance: Performance, camera: Camera, size: int, provenance: Proven
         "clip": {"frames": len(performance.clip), "fps": performance.fps},
         "camera": _camera(camera, size),
         "arrays": arrays,
-        "provenance": provenance.fields,
+        "provenance": statement.fields,
     }
     texts = {
         "title": "Avatar",
         "subtitle": _subtitle(performance),
-        "generator": provenance.generator,
-        "description": "; ".join(provenance.lines),
+        "generator": statement.generator,
+        "description": "; ".join(statement.lines),
         "notes": "",
     }
     parts = {name: html.escape(text) for name, text in texts.items()} | {
-        "notes": _notes(provenance),
+        "notes": _notes(statement),
         "style": _read("page.css"),
         "scene": json.dumps(scene, separators=(",", ":")).replace("<", "\\u003c"),
         "data": _compressed(data),
@@ -100,17 +100,17 @@ def _subtitle(performance: Performance) -> str:
     return ", ".join(parts) + ". Drag to turn, scroll or pinch to come closer."
 
 
-def _notes(provenance: Provenance) -> str:
+def _notes(statement: CoarseStatement) -> str:
     shown = (
         "A synthetic rendering of a person by a computed 3D avatar, not a photograph. It shows the coarse colour of "
         "the splats, without the avatar's refine network."
     )
     cost = (
-        f"Leaving that out costs {provenance.cost}."
-        if provenance.cost_db is not None
-        else (f"What leaving that out costs is {provenance.cost}.")
+        f"Leaving that out costs {statement.cost}."
+        if statement.cost_db is not None
+        else (f"What leaving that out costs is {statement.cost}.")
     )
-    made = f"Made by {provenance.generator} on {provenance.date}. Licence: {provenance.licence}."
+    made = f"Made by {statement.generator} on {statement.date}. Licence: {statement.licence}."
     drawn = "Drawn by Spark and three.js (MIT)."
     return f"<p>{html.escape(f'{shown} {cost}')}</p>\n<p>{html.escape(f'{made} {drawn}')}</p>"
 

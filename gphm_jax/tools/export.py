@@ -24,7 +24,7 @@ from gphm_jax.avatar import Avatar
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.export import cloud, expressions, gltf, page, ply, spz
 from gphm_jax.export.cloud import SplatCloud
-from gphm_jax.export.provenance import Provenance, provenance
+from gphm_jax.export.coarse import CoarseStatement, coarse_statement
 from gphm_jax.export.surface import mean_head, surface
 from gphm_jax.paths import expanded
 from gphm_jax.report import size_in_bytes
@@ -47,7 +47,7 @@ class Request:
     axes: str = ""
 
 
-def export(avatar: Avatar, request: Request, statement: Provenance) -> list[pathlib.Path]:
+def export(avatar: Avatar, request: Request, statement: CoarseStatement) -> list[pathlib.Path]:
     """Writes the file, or the files of a sequence, each whole or not at all; their paths."""
     codes = avatar.habits.expression[None]
     if request.expression is not None:
@@ -73,7 +73,7 @@ def export(avatar: Avatar, request: Request, statement: Provenance) -> list[path
     return written
 
 
-def _encoder(avatar: Avatar, request: Request, statement: Provenance) -> Callable[[SplatCloud], bytes]:
+def _encoder(avatar: Avatar, request: Request, statement: CoarseStatement) -> Callable[[SplatCloud], bytes]:
     """What turns one moment into one file."""
     if request.format == "spz":
         return spz.splats
@@ -87,7 +87,7 @@ def _encoder(avatar: Avatar, request: Request, statement: Provenance) -> Callabl
     return lambda moment: write(moment if axes == "y_up" else moment.y_down(), lines)
 
 
-def _page(avatar: Avatar, clip: Float[Array, "t z"] | None, fps: float, statement: Provenance) -> str:
+def _page(avatar: Avatar, clip: Float[Array, "t z"] | None, fps: float, statement: CoarseStatement) -> str:
     codes = expressions.named(avatar)
     performance = page.Performance(
         rest=next(cloud.clouds(avatar, avatar.habits.expression[None])),
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
     avatar = Avatar.load(folder)
     # A fit's own folder holds the avatar's; its figures lie beside that.
     home = folder / "avatar" if (folder / "avatar" / "config.json").is_file() else folder
-    statement = provenance(avatar, home.resolve(), flags.FLAGS.licence)
+    statement = coarse_statement(avatar, home.resolve(), flags.FLAGS.licence)
     for path in export(avatar, request, statement):
         print(f"{path}: {size_in_bytes(path.stat().st_size)}")
     print(f"without the refine network: {statement.cost}")

@@ -1,9 +1,8 @@
-"""What every exported file says about itself: what it shows, what made it, and what it lacks."""
+"""What exported files lack: the refine network, and what leaving it out costs."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import pathlib
 from typing import Any
@@ -12,61 +11,44 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-import gphm_jax
 from gphm_jax import metrics
 from gphm_jax.avatar import Avatar
+from gphm_jax.provenance import NO_LICENCE, Statement
 
-NO_LICENCE = "not stated; the person shown and the makers of the footage have a say"
 _VIEWS = (0.0, -20.0, 20.0)  # degrees aside of the habitual camera
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """The statements that go into a file's metadata."""
+class CoarseStatement(Statement):
+    """A statement about a head that is drawn without its refine network. ASCII, as far as the licence is."""
 
     cost: str  # of leaving the refine network out, in dB
     cost_db: float | None  # None where only the distance between the two pictures is known
-    licence: str
-    date: str
-    generator: str
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """One statement a line, ASCII, for files that hold plain comments."""
+        """See `Statement.lines`."""
         return (
-            f"generator: {self.generator}",
-            f"date: {self.date}",
-            f"licence: {self.licence}",
-            "content: a synthetic rendering of a person by a computed 3D avatar, not a photograph",
+            *super().lines,
             "colour: the coarse colour of the splats, without the avatar's refine network",
             f"cost of leaving the refine network out: {self.cost}",
         )
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The same, named, for files that hold JSON."""
-        return {
-            "generator": self.generator,
-            "date": self.date,
-            "licence": self.licence,
-            "synthetic": True,
-            "content": "a synthetic rendering of a person by a computed 3D avatar, not a photograph",
+        """See `Statement.fields`."""
+        return super().fields | {
             "colour": "coarse, without the avatar's refine network",
             "refineNetworkCost": self.cost,
             "refineNetworkCostDb": self.cost_db,
         }
 
 
-def provenance(avatar: Avatar, folder: pathlib.Path, licence: str) -> Provenance:
-    """The statements about an avatar that was loaded from `folder`."""
+def coarse_statement(avatar: Avatar, folder: pathlib.Path, licence: str) -> CoarseStatement:
+    """The statement about an avatar that was loaded from `folder`."""
     text, decibels = _cost(avatar, folder)
-    return Provenance(
-        cost=text,
-        cost_db=decibels,
-        licence=" ".join(licence.split()) or NO_LICENCE,  # a comment is one line
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        generator=f"gphm_jax {gphm_jax.__version__}",
-    )
+    # A comment is one line.
+    return CoarseStatement(cost=text, cost_db=decibels, licence=" ".join(licence.split()) or NO_LICENCE)
 
 
 def _cost(avatar: Avatar, folder: pathlib.Path) -> tuple[str, float | None]:
