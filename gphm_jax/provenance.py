@@ -81,7 +81,7 @@ class Statement:
             "date": self.date,
             "licence": self.licence,
             "synthetic": True,
-            "digitalSourceType": _TERMS + self.source,
+            "digitalSourceType": self.source,
             "content": self.content,
         }
 

@@ -38,7 +38,7 @@ def test_a_render_is_marked_without_being_asked(tmp_path):
     assert (
         marks.source == RENDERED and marks.generator.startswith("gphm_jax ") and "synthetic" in marks.content
     )
-    assert marks.fields["digitalSourceType"].endswith("/digitalsourcetype/trainedAlgorithmicMedia")
+    assert marks.fields["digitalSourceType"] == "trainedAlgorithmicMedia"
 
 
 def packets(path):
