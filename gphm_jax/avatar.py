@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -51,12 +52,13 @@ class Avatar:
         self.backend = backend
         model = nnx.clone(model)  # the caller's own keeps its backend
         use_fused_points(model, backend)  # an avatar lives on one device
-        self._graphdef, self._state = nnx.split(model)
+        graphdef, self._state = nnx.split(model)
+        self._structure = _Structure(graphdef)
 
     @property
     def model(self) -> AvatarModel:
         """A copy of the avatar's variables and networks."""
-        return nnx.merge(self._graphdef, self._state, copy=True)
+        return nnx.merge(self._structure.graphdef, self._state, copy=True)
 
     def encode(
         self, face_image: Float[Array | np.ndarray, "*b h w 3"] | UInt8[np.ndarray, "*b h w 3"]
@@ -78,9 +80,10 @@ class Avatar:
         pose: Pose | None = None,
         motion: Float[Array | np.ndarray, "*b z"] | None = None,
         size: tuple[int, int] | None = None,
+        refine: bool = True,
     ) -> tuple[Float[Array, "*b h w 3"], Float[Array, "*b h w"]]:
-        """The refined picture over white, and the splats' alpha: `draw` without the coarse picture."""
-        picture = self.draw(expression, camera=camera, pose=pose, motion=motion, size=size)
+        """The picture over white, and the splats' alpha: what `draw` calls `fine` and `alpha`."""
+        picture = self.draw(expression, camera=camera, pose=pose, motion=motion, size=size, refine=refine)
         return picture.fine, picture.alpha
 
     def draw(
@@ -91,23 +94,23 @@ class Avatar:
         pose: Pose | None = None,
         motion: Float[Array | np.ndarray, "*b z"] | None = None,
         size: tuple[int, int] | None = None,
+        refine: bool = True,
     ) -> Render:
         """The refined picture, the coarse one (`features` holds its three channels alone) and alpha, over white.
 
         Left out, `camera` is a frontal one in canonical space, `pose` is none, `motion` is a training sample's
         z_nf and `size` (height, width) is that of the training images. Camera, pose and motion may each have
-        the expression's leading axes or none; intrinsics are in pixels of the picture asked for.
+        the expression's leading axes or none; intrinsics are in pixels of the picture asked for. Without `refine`
+        the fine picture is the coarse one, in about half the time: three channels are splatted, not all.
+
+        One compiled program for each size, `refine` and shape of the leading axes.
         """
         height, width = size or (self.spec.image_size,) * 2
         if camera is None:
             camera = self.orbit_camera(0.0, size=(height, width))
-        batch, codes = self._driven(expression, motion, pose)
-        cameras = Camera(
-            world_to_camera=_one_axis(camera.world_to_camera, batch, 2)[:, :, None],
-            intrinsics=_one_axis(camera.intrinsics, batch, 2)[:, :, None],
-        )
-        picture = _render_frames(self._graphdef, height, width, self.backend, self._state, *codes, cameras)
-        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[3:]), picture)
+        picture = _Picture(height=height, width=width, refine=refine, backend=self.backend)
+        drive = self._drive(expression, motion, pose)
+        return _draw(self._structure, picture, self._state, drive, camera)
 
     def splats(
         self,
@@ -117,26 +120,14 @@ class Avatar:
         motion: Float[Array | np.ndarray, "*b z"] | None = None,
     ) -> Splats:
         """The Gaussians that `draw` splats, with all their channels; `pose` and `motion` as there."""
-        batch, codes = self._driven(expression, motion, pose)
-        return jax.tree.map(
-            lambda x: x.reshape(*batch, *x.shape[2:]), _move_splats(self._graphdef, self._state, *codes)
-        )
+        return _move_splats(self._structure, self._state, self._drive(expression, motion, pose))
 
-    def _driven(
-        self, expression: Any, motion: Any | None, pose: Pose | None
-    ) -> tuple[tuple[int, ...], tuple[Array, Array, Pose]]:
-        """The expression's leading axes; expression, motion and pose with these as one frame axis [1 f], or none."""
-        expression = jnp.asarray(expression, jnp.float32)
-        batch = expression.shape[:-1]
-        if pose is None:
-            pose = Pose(rotation=jnp.zeros(3), translation=jnp.zeros(3), scale=jnp.ones(()))
-        motion = self.habits.motion if motion is None else motion
-        flat_pose = Pose(
-            rotation=_one_axis(pose.rotation, batch, 1),
-            translation=_one_axis(pose.translation, batch, 1),
-            scale=_one_axis(pose.scale, batch, 0),
+    def _drive(self, expression: Any, motion: Any | None, pose: Pose | None) -> _Drive:
+        return _Drive(
+            expression=expression,
+            motion=self.habits.motion if motion is None else motion,
+            pose=_REST if pose is None else pose,
         )
-        return batch, (_one_axis(expression, batch, 1), _one_axis(motion, batch, 1), flat_pose)
 
     def orbit_camera(self, yaw: float, pitch: float = 0.0, *, size: tuple[int, int] | None = None) -> Camera:
         """The habitual camera moved about the head by angles in radians, for a picture of `size` (height, width).
@@ -153,9 +144,9 @@ class Avatar:
         intrinsics = np.array(self.habits.camera.intrinsics, np.float64) * (side / self.spec.image_size)
         intrinsics[:, 2] += np.array([(width - side) / 2, (height - side) / 2, 0.0])
         intrinsics[2, 2] = 1.0
-        return Camera(
-            world_to_camera=jnp.asarray(matrix, jnp.float32), intrinsics=jnp.asarray(intrinsics, jnp.float32)
-        )
+        # Not jnp.asarray, which compiles a program for every shape of array that it meets.
+        moved, lens = jax.device_put((matrix.astype(np.float32), intrinsics.astype(np.float32)))
+        return Camera(world_to_camera=moved, intrinsics=lens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a folder: arrays.npz (named arrays, no pickle) and config.json. It appears whole or not at all."""
@@ -198,61 +189,113 @@ class Avatar:
                 intrinsics=jax.ShapeDtypeStruct((3, 3), jnp.float32),  # type: ignore[arg-type]
             ),
         )
-        arrays = _read_arrays(path / "arrays.npz", _named(state) | _named_habits(habits))
-        filled = nnx.map_state(lambda name, v: v.replace(jnp.asarray(arrays[_name(name)])), state)
+        arrays = jax.device_put(_read_arrays(path / "arrays.npz", _named(state) | _named_habits(habits)))
+        filled = nnx.map_state(lambda name, v: v.replace(arrays[_name(name)]), state)
         return cls(
             nnx.merge(graphdef, filled),
             spec,
             Habits(
-                expression=jnp.asarray(arrays["habits/expression"]),
-                motion=jnp.asarray(arrays["habits/motion"]),
+                expression=arrays["habits/expression"],
+                motion=arrays["habits/motion"],
                 camera=Camera(
-                    world_to_camera=jnp.asarray(arrays["habits/world_to_camera"]),
-                    intrinsics=jnp.asarray(arrays["habits/intrinsics"]),
+                    world_to_camera=arrays["habits/world_to_camera"], intrinsics=arrays["habits/intrinsics"]
                 ),
             ),
             backend=backend,
         )
 
     def _encode(self, expression: bool, images: Float[np.ndarray, "*b s s 3"]) -> Float[Array, "*b z"]:
-        return _encode_images(self._graphdef, expression, self._state, images)
+        return _encode_images(self._structure, expression, self._state, images)
+
+
+class _Structure:
+    """The static half of a model, as a key of compiled programs that is hashed once and not at every picture."""
+
+    def __init__(self, graphdef: Any):
+        self.graphdef = graphdef
+        self._hash = hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Structure) and self.graphdef == other.graphdef)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """What a compiled program draws."""
+
+    height: int
+    width: int
+    refine: bool
+    backend: str
+
+
+@pytree
+class _Drive:
+    """What moves an avatar; pose and motion have the leading axes of the expression, or none."""
+
+    expression: Float[Array, "*b z"]
+    motion: Float[Array, "*#b z"]
+    pose: Pose
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading axes."""
+        return self.expression.shape[:-1]
+
+    def arguments(self) -> tuple[Array, Array, Pose]:
+        """Expression, motion and pose as the model takes them, with the leading axes as one of frames [1 f]."""
+        pose = Pose(
+            rotation=_frames(self.pose.rotation, self.batch, 1),
+            translation=_frames(self.pose.translation, self.batch, 1),
+            scale=_frames(self.pose.scale, self.batch, 0),
+        )
+        return _frames(self.expression, self.batch, 1), _frames(self.motion, self.batch, 1), pose
+
+
+_ZEROS: Any = np.zeros(3, np.float32)  # of NumPy: importing this module starts no backend
+_ONE: Any = np.ones((), np.float32)
+_REST = Pose(rotation=_ZEROS, translation=_ZEROS, scale=_ONE)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode_images(graphdef: Any, expression: bool, state: Any, images: Array) -> Array:
-    networks = nnx.merge(graphdef, state).networks
+def _encode_images(structure: _Structure, expression: bool, state: Any, images: Array) -> Array:
+    networks = nnx.merge(structure.graphdef, state).networks
     return (networks.expression_encoder if expression else networks.motion_encoder)(images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _render_frames(
-    graphdef: Any,
-    height: int,
-    width: int,
-    backend: str,
-    state: Any,
-    expression: Array,
-    motion: Array,
-    pose: Pose,
-    camera: Camera,
-) -> Render:
-    model = nnx.merge(graphdef, state)
-    picture = model.render(
-        model(expression, motion, pose), camera, height=height, width=width, backend=backend
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(structure: _Structure, picture: _Picture, state: Any, drive: _Drive, camera: Camera) -> Render:
+    model = nnx.merge(structure.graphdef, state)
+    cameras = Camera(
+        world_to_camera=_frames(camera.world_to_camera, drive.batch, 2)[:, :, None],
+        intrinsics=_frames(camera.intrinsics, drive.batch, 2)[:, :, None],
     )
-    return Render(features=picture.coarse, alpha=picture.alpha, fine=picture.fine)
+    drawn = model.render(
+        model(*drive.arguments()),
+        cameras,
+        height=picture.height,
+        width=picture.width,
+        refine=picture.refine,
+        backend=picture.backend,
+    )
+    shown = Render(features=drawn.coarse, alpha=drawn.alpha, fine=drawn.fine)
+    return jax.tree.map(lambda x: x.reshape(*drive.batch, *x.shape[3:]), shown)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _move_splats(graphdef: Any, state: Any, expression: Array, motion: Array, pose: Pose) -> Splats:
-    return nnx.merge(graphdef, state)(expression, motion, pose)
+def _move_splats(structure: _Structure, state: Any, drive: _Drive) -> Splats:
+    splats = nnx.merge(structure.graphdef, state)(*drive.arguments())
+    return jax.tree.map(lambda x: x.reshape(*drive.batch, *x.shape[2:]), splats)
 
 
-def _one_axis(x: Any, batch: tuple[int, ...], rank: int) -> Array:
+def _frames(x: Any, batch: tuple[int, ...], rank: int) -> Array:
     """An array whose last `rank` axes are its own, broadcast over the leading axes `batch`, as [1 f ...]."""
     x = jnp.asarray(x, jnp.float32)
     own = x.shape[x.ndim - rank :]
-    return jnp.broadcast_to(x, (*batch, *own)).reshape(1, int(np.prod(batch)), *own)
+    return jnp.broadcast_to(x, (*batch, *own)).reshape(1, math.prod(batch), *own)
 
 
 def _resized(image: Any, size: int) -> Float[np.ndarray, "*b s s 3"]:

@@ -95,11 +95,21 @@ class AvatarModel(nnx.Module):
         )
 
     def render(
-        self, splats: Splats, camera: Camera, *, height: int, width: int, backend: str = "auto"
+        self,
+        splats: Splats,
+        camera: Camera,
+        *,
+        height: int,
+        width: int,
+        refine: bool = True,
+        backend: str = "auto",
     ) -> Render:
-        """Splats [1 f] seen by cameras [1 f v], refined."""
+        """Splats [1 f] seen by cameras [1 f v], refined; else their colour alone, which is then the fine picture."""
+        if not refine:
+            splats = dataclasses.replace(splats, features=splats.features[..., :3])
         features, alpha = render_splats(splats, camera, height=height, width=width, backend=backend)
-        return Render(features=features, alpha=alpha, fine=self.networks.refine(features))
+        fine = self.networks.refine(features) if refine else jnp.clip(features, 0.0, 1.0)
+        return Render(features=features, alpha=alpha, fine=fine)
 
 
 def bake(prior: GaussianModel, code: Float[Array, "z"], spec: AvatarSpec, *, seed: int) -> AvatarModel:

@@ -121,6 +121,36 @@ def test_the_splats_and_both_pictures_are_of_one_head(avatar):
     assert np.abs(picture.coarse - picture.fine).max() > 1e-3
 
 
+def test_without_refinement_the_picture_is_the_coarse_one(avatar):
+    code = avatar.habits.expression
+    picture, plain = avatar.draw(code, pose=POSE), avatar.draw(code, pose=POSE, refine=False)
+    np.testing.assert_allclose(plain.coarse, picture.coarse, atol=1e-6)
+    np.testing.assert_allclose(plain.alpha, picture.alpha, atol=1e-6)
+    np.testing.assert_array_equal(plain.fine, np.clip(plain.coarse, 0.0, 1.0))
+    np.testing.assert_array_equal(avatar.render(code, pose=POSE, refine=False)[0], plain.fine)
+    assert np.abs(picture.fine - plain.fine).max() > 1e-3
+
+
+def test_a_performance_compiles_once(avatar, caplog):
+    codes = np.random.default_rng(6).standard_normal((4, 8)).astype(np.float32)
+    cameras = [avatar.orbit_camera(0.1 * n, size=(24, 24)) for n in range(3)]
+    pose = Pose(
+        rotation=np.zeros(3, np.float32), translation=np.zeros(3, np.float32), scale=np.ones((), np.float32)
+    )
+
+    def act(code, camera, pose):
+        return avatar.render(code, camera=camera, pose=pose, motion=codes[3], size=(24, 24))[0]
+
+    first = act(codes[0], cameras[0], pose)
+    with jax.log_compiles():
+        second = act(jnp.asarray(codes[1]), cameras[1], dataclasses.replace(pose, rotation=codes[0, :3]))
+    assert not [record for record in caplog.records if "_draw" in record.getMessage()]
+    with jax.log_compiles():
+        avatar.render(codes[0], size=(24, 32))
+    assert [record for record in caplog.records if "_draw" in record.getMessage()]
+    assert np.abs(first - second).max() > 1e-3
+
+
 def test_the_orbit_goes_round_the_head(avatar):
     eye = np.array([0.0, 0.0, 3.0])
     for yaw, pitch, expected in (
@@ -191,7 +221,9 @@ def test_an_avatar_runs_on_the_backend_it_is_given(prior, avatar, tmp_path):
 
 def test_the_package_is_light_until_the_avatar_is_asked_for():
     program = "import sys, gphm_jax; assert 'jax' not in sys.modules; gphm_jax.nothing"
-    environment = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}  # of these tests
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PJRT_NPROC"
+    }  # of these tests
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment
     )
