@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from gphm_jax.errors import InputError
+
 Picture = (
     Float[Array | np.ndarray, "h w"]
     | Float[Array | np.ndarray, "h w c"]
@@ -42,6 +44,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises `InputError` where no file can be written at a path; for programs whose result comes late."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"--out={path} is a folder: name a file")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        with atomic_path(probe) as partial:
+            partial.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): give another --out") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

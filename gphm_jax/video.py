@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 
@@ -17,17 +19,26 @@ from gphm_jax.files import atomic_path
 from gphm_jax.provenance import Statement, mark_video
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sound:
+    """The first seconds of a file's sound, and silence where it ends sooner."""
+
+    path: pathlib.Path
+    seconds: float
+
+
 def write_video(
     path: str | os.PathLike[str],
     pictures: Iterable[UInt8[np.ndarray, "h w 3"]],
     *,
     fps: float,
     statement: Statement,
+    sound: Sound | None = None,
 ) -> str:
     """Writes RGB pictures of one size as a marked .mp4 file, which appears whole or not at all; returns the codec used.
 
     H.264 through imageio-ffmpeg where that is installed (the optional package `video`), which browsers play;
-    MPEG-4 through OpenCV elsewhere. Odd sizes lose a row or a column: both codecs want even ones.
+    MPEG-4 through OpenCV, without sound, elsewhere. Odd sizes lose a row or a column: both codecs want even ones.
     """
     iterator = _even(pictures)
     first = next(iterator, None)
@@ -38,15 +49,27 @@ def write_video(
     except ImportError:
         encode, codec = _encode_mpeg4, "mpeg4"
     else:
-        encode, codec = functools.partial(_encode_h264, imageio_ffmpeg.get_ffmpeg_exe()), "h264"
+        encode, codec = functools.partial(_encode_h264, imageio_ffmpeg.get_ffmpeg_exe(), sound), "h264"
     with atomic_path(path) as partial:
         encode(partial, first, iterator, fps, statement)
         mark_video(partial, statement)
     return codec
 
 
+def has_sound(path: pathlib.Path) -> bool:
+    """Whether a video file has a sound track; False without the optional package `video`."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return False
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", f"file:{path}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return re.search(rb"Stream #\d+:\d+.*: Audio:", done.stderr) is not None
+
+
 def _encode_h264(
     program: str,
+    sound: Sound | None,
     path: pathlib.Path,
     first: np.ndarray,
     rest: Iterator[np.ndarray],
@@ -54,12 +77,18 @@ def _encode_h264(
     statement: Statement,
 ) -> None:
     height, width = first.shape[:2]
-    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-")
-    coded = ("-an", "-c:v", "libx264", "-preset", "fast", "-crf", "20", "-pix_fmt", "yuv420p")
+    form = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps))
+    taken: tuple[str, ...] = (*form, "-i", "-")
+    coded = ("-c:v", "libx264", "-preset", "fast", "-crf", "20", "-pix_fmt", "yuv420p")
+    heard: tuple[str, ...] = ()
+    if sound is not None:
+        taken = (*taken, "-i", f"file:{sound.path}")
+        heard = ("-map", "0:v", "-map", "1:a:0", "-af", "apad", "-t", f"{sound.seconds:.6f}")
+        heard = (*heard, "-c:a", "aac", "-b:a", "128k")
     # The index comes first, so that a browser plays a file that is still on its way.
     told = ("-movflags", "+faststart", "-metadata", f"comment={'; '.join(statement.lines)}")
     # Not imageio's own writer: it forks through Python, which may deadlock under JAX's threads.
-    command = [program, "-y", "-v", "error", *raw, *coded, *told, f"file:{path}"]
+    command = [program, "-y", "-v", "error", *taken, *coded, *heard, *told, f"file:{path}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stderr is not None  # both are pipes
         try:

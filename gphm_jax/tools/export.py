@@ -139,7 +139,7 @@ def make_request() -> Request:
         raise InputError("--frames needs --expression, a folder of face images")
     if options.frames < 0 or not 0.1 <= options.fps <= 240:
         raise InputError("--frames must not be negative, and --fps lie between 0.1 and 240")
-    _check_writable(out)
+    files.check_writable(out)
     return Request(
         format=options.format,
         out=out,
@@ -149,17 +149,6 @@ def make_request() -> Request:
         prior=expanded(options.prior) if options.prior else None,
         axes=options.axes or "",
     )
-
-
-def _check_writable(out: pathlib.Path) -> None:
-    if out.is_dir():
-        raise InputError(f"--out={out} is a folder: name a file")
-    try:
-        with files.atomic_path(out.with_name(f".{out.name}.probe")) as partial:
-            partial.touch()
-        out.with_name(f".{out.name}.probe").unlink()
-    except OSError as error:
-        raise InputError(f"cannot write {out} ({error.strerror}): give another --out") from error
 
 
 def main(argv: Sequence[str]) -> None:
