@@ -106,7 +106,7 @@ $(STAMPS)/test-assets: gphm_jax/assets.py gphm_jax/tools/assets.py $(STAMPS)/run
 
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" --no-emit-package opencv-contrib-python \
-	--extra footage --extra packed --extra video --group build pyproject.toml
+	--extra footage --extra packed --extra video --extra view --group build pyproject.toml
 
 lock: $(STAMPS)/dev
 	$(LOCK) --output-file requirements.txt

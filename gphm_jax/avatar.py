@@ -105,12 +105,8 @@ class Avatar:
 
         One compiled program for each size, `refine` and shape of the leading axes.
         """
-        height, width = size or (self.spec.image_size,) * 2
-        if camera is None:
-            camera = self.orbit_camera(0.0, size=(height, width))
-        picture = _Picture(height=height, width=width, refine=refine, backend=self.backend)
-        drive = self._drive(expression, motion, pose)
-        return _draw(self._structure, picture, self._state, drive, camera)
+        picture, drive = self._picture(size, refine), self._drive(expression, motion, pose)
+        return _draw(self._structure, picture, self._state, drive, self._seen(camera, size))
 
     def splats(
         self,
@@ -122,12 +118,32 @@ class Avatar:
         """The Gaussians that `draw` splats, with all their channels; `pose` and `motion` as there."""
         return _move_splats(self._structure, self._state, self._drive(expression, motion, pose))
 
+    def look(
+        self,
+        splats: Splats,
+        *,
+        camera: Camera | None = None,
+        size: tuple[int, int] | None = None,
+        refine: bool = True,
+    ) -> Render:
+        """What `draw` draws, of Gaussians that `splats` gave: many views of one moment move them once."""
+        return _look(
+            self._structure, self._picture(size, refine), self._state, splats, self._seen(camera, size)
+        )
+
     def _drive(self, expression: Any, motion: Any | None, pose: Pose | None) -> _Drive:
         return _Drive(
             expression=expression,
             motion=self.habits.motion if motion is None else motion,
             pose=_REST if pose is None else pose,
         )
+
+    def _picture(self, size: tuple[int, int] | None, refine: bool) -> _Picture:
+        height, width = size or (self.spec.image_size,) * 2
+        return _Picture(height=height, width=width, refine=refine, backend=self.backend)
+
+    def _seen(self, camera: Camera | None, size: tuple[int, int] | None) -> Camera:
+        return self.orbit_camera(0.0, size=size) if camera is None else camera
 
     def orbit_camera(self, yaw: float, pitch: float = 0.0, *, size: tuple[int, int] | None = None) -> Camera:
         """The habitual camera moved about the head by angles in radians, for a picture of `size` (height, width).
@@ -269,12 +285,26 @@ def _encode_images(structure: _Structure, expression: bool, state: Any, images: 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _draw(structure: _Structure, picture: _Picture, state: Any, drive: _Drive, camera: Camera) -> Render:
     model = nnx.merge(structure.graphdef, state)
+    return _rendered(model, picture, model(*drive.arguments()), camera, drive.batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _look(structure: _Structure, picture: _Picture, state: Any, splats: Splats, camera: Camera) -> Render:
+    batch = splats.opacities.shape[:-1]
+    flat = jax.tree.map(lambda x: x.reshape(1, math.prod(batch), *x.shape[len(batch) :]), splats)
+    return _rendered(nnx.merge(structure.graphdef, state), picture, flat, camera, batch)
+
+
+def _rendered(
+    model: AvatarModel, picture: _Picture, splats: Splats, camera: Camera, batch: tuple[int, ...]
+) -> Render:
+    """The picture of splats [1 f], with the leading axes `batch`."""
     cameras = Camera(
-        world_to_camera=_frames(camera.world_to_camera, drive.batch, 2)[:, :, None],
-        intrinsics=_frames(camera.intrinsics, drive.batch, 2)[:, :, None],
+        world_to_camera=_frames(camera.world_to_camera, batch, 2)[:, :, None],
+        intrinsics=_frames(camera.intrinsics, batch, 2)[:, :, None],
     )
     drawn = model.render(
-        model(*drive.arguments()),
+        splats,
         cameras,
         height=picture.height,
         width=picture.width,
@@ -282,7 +312,7 @@ def _draw(structure: _Structure, picture: _Picture, state: Any, drive: _Drive, c
         backend=picture.backend,
     )
     shown = Render(features=drawn.coarse, alpha=drawn.alpha, fine=drawn.fine)
-    return jax.tree.map(lambda x: x.reshape(*drive.batch, *x.shape[3:]), shown)
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[3:]), shown)
 
 
 @functools.partial(jax.jit, static_argnums=0)

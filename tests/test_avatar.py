@@ -119,6 +119,11 @@ def test_the_splats_and_both_pictures_are_of_one_head(avatar):
     np.testing.assert_allclose(picture.coarse, drawn[0, :, 0, ..., :3], atol=1e-5)
     np.testing.assert_allclose(picture.alpha, alpha[0, :, 0], atol=1e-5)
     assert np.abs(picture.coarse - picture.fine).max() > 1e-3
+    looked = avatar.look(splats)
+    np.testing.assert_allclose(looked.fine, picture.fine, atol=1e-5)
+    np.testing.assert_allclose(looked.alpha, picture.alpha, atol=1e-5)
+    alone = avatar.look(jax.tree.map(lambda x: x[1], splats), refine=False)
+    np.testing.assert_allclose(alone.fine, jnp.clip(picture.coarse[1], 0.0, 1.0), atol=1e-5)
 
 
 def test_without_refinement_the_picture_is_the_coarse_one(avatar):

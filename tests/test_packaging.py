@@ -45,6 +45,7 @@ def test_pins_hold_what_the_project_asks_for():
     }
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"], *extras["footage"], *extras["packed"], *extras["video"]]
+    wanted += extras["view"]
     wanted += [requirement for group in PROJECT["dependency-groups"].values() for requirement in group]
     assert {name_of(requirement) for requirement in wanted} <= locked
 

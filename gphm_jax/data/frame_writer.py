@@ -121,9 +121,13 @@ def face_box(
     world_to_camera: Float[np.ndarray, "3 4"],
     intrinsics: Float[np.ndarray, "3 3"],
 ) -> tuple[float, float, float]:
-    """Left, top and side in pixels of the square around the projected landmarks."""
+    """Left, top and side in pixels of the square around the landmarks as a camera sees them."""
     local = landmarks.astype(np.float64) @ world_to_camera[:, :3].T + world_to_camera[:, 3]
-    pixels = local[:, :2] / local[:, 2:] * intrinsics[[0, 1], [0, 1]] + intrinsics[:2, 2]
+    return square_about(local[:, :2] / local[:, 2:] * intrinsics[[0, 1], [0, 1]] + intrinsics[:2, 2])
+
+
+def square_about(pixels: Float[np.ndarray, "k 2"]) -> tuple[float, float, float]:
+    """Left, top and side of the square around a face's landmarks, from the brows to the chin."""
     low, high = pixels.min(0), pixels.max(0)
     side = _FACE_MARGIN * float((high - low).max())
     # The landmarks end at the brows: the box reaches up to take in the forehead.

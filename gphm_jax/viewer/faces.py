@@ -1,0 +1,81 @@
+"""The face in a picture that a visitor has given, cut out as an avatar's expression encoder knows faces."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+import threading
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from gphm_jax.capture.landmarks import Detection, Landmarker, Mediapipe
+from gphm_jax.capture.mattes import Matter, of_person
+from gphm_jax.capture.mattes import Mediapipe as Segmenter
+from gphm_jax.capture.pictures import read_picture
+from gphm_jax.data import frame_writer, images
+from gphm_jax.errors import InputError
+
+_MOST_PIXELS = 1080  # of a picture's shorter side: phones give more than a face needs
+_LEAST_SCORE = 0.2  # of a detection that is a face
+# Of MediaPipe's 478 points those at the ends of the 68 landmarks that training cut faces by: brows, jaw and chin.
+_BROWS_TO_CHIN = (234, 454, 132, 361, 172, 397, 152, 70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
+
+
+class FaceReader:
+    """Finds faces with mediapipe, whose detectors open at the first picture. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: tuple[Landmarker, Matter] | None = None
+
+    def read(self, content: bytes, name: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """The largest face of a picture file, over white; `InputError` where it holds no picture or no face."""
+        image, mask = _picture(content, name)
+        with self._lock:
+            landmarker, matter = self._detectors()
+            face = _largest(landmarker.detect(image), name)
+            if mask is None:
+                mask = of_person(matter.matte(image, ""), face.box)
+        return cut(image, mask, face.points, size)
+
+    def close(self) -> None:
+        """Frees the detectors."""
+        with self._lock:
+            for detector in self._opened or ():
+                detector.close()
+            self._opened = None
+
+    def _detectors(self) -> tuple[Landmarker, Matter]:
+        if self._opened is None:
+            self._opened = Mediapipe(), Segmenter()
+        return self._opened
+
+
+def cut(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    points: Float[np.ndarray, "478 2"],
+    size: int,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The face with MediaPipe's landmarks `points`, over white, in the square that training would give it."""
+    marks = points[list(_BROWS_TO_CHIN)]
+    box = frame_writer.square_about(marks)
+    return frame_writer.crop_face(images.over_white(image, mask), box, size)
+
+
+def _picture(content: bytes, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "picture"
+        path.write_bytes(content)
+        try:
+            return read_picture(path, max_side=_MOST_PIXELS)
+        except InputError as error:
+            raise InputError(f"{name} is no picture that can be read: give a JPEG or PNG file") from error
+
+
+def _largest(faces: list[Detection], name: str) -> Detection:
+    face = next((face for face in faces if face.score >= _LEAST_SCORE), None)
+    if face is None:
+        raise InputError(f"no face found in {name}: give a picture of one face from the front")
+    return face

@@ -1,0 +1,196 @@
+"""One visitor's page: the picture behind, the controls beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import viser
+from jaxtyping import UInt8
+
+from gphm_jax.errors import InputError
+from gphm_jax.viewer import saving
+from gphm_jax.viewer.dial import Dial
+from gphm_jax.viewer.drawing import Drawing
+from gphm_jax.viewer.exhibit import Exhibit
+from gphm_jax.viewer.frames import View
+from gphm_jax.viewer.painter import MODES
+from gphm_jax.viewer.playback import Playback
+from gphm_jax.viewer.repainter import Repainter
+
+_MODES = {mode.capitalize(): mode for mode in MODES}
+_NEAREST, _FARTHEST = 0.8, 20.0  # head lengths from the middle of the orbit
+
+
+# viser has no camera control; a frame of the page's own origin may use the camera and hand pictures to the page.
+_CAMERA = (
+    '<iframe allow="camera" style="border: 0; width: calc(100% - 20px); margin: 0 10px; height: 3em" srcdoc="'
+    + html.escape((pathlib.Path(__file__).parent / "camera.html").read_text(encoding="utf-8"))
+    + '"></iframe>'
+)
+
+
+class Page:
+    """What a browser shows of a session."""
+
+    def __init__(self, client: viser.ClientHandle, exhibit: Exhibit) -> None:
+        self._client, self._exhibit, self._session = client, exhibit, exhibit.session()
+        self._drawing = Drawing(self._session, exhibit.head, self._show)
+        self._repainter = Repainter(self._drawing.draw)
+        client.camera.min_orbit_distance, client.camera.max_orbit_distance = _NEAREST, _FARTHEST
+        self._add_view()
+        self._zero_expression = self._add_dial("Expression", "Relax", self._session.expression)
+        self._add_faces()
+        if self._session.playback is not None:
+            self._add_clip(self._session.playback)
+        self._add_saving()
+        client.camera.on_update(lambda camera: self._look(camera))
+        self._look(client.camera)
+
+    def close(self) -> None:
+        """The visitor has left."""
+        self._repainter.close()
+
+    def _show(self, picture: UInt8[np.ndarray, "h w 3"], best: bool) -> None:
+        self._client.scene.set_background_image(picture, format="jpeg", jpeg_quality=95 if best else 80)
+        self._client.flush()
+
+    def _look(self, camera: viser.CameraHandle) -> None:
+        self._session.view = View(
+            position=camera.position,
+            camera_to_world=viser.transforms.SO3(camera.wxyz).as_matrix(),
+            fov=camera.fov,
+            canvas=(camera.image_height, camera.image_width),
+        )
+        self._repainter.touch()
+
+    def _add_view(self) -> None:
+        gui = self._client.gui
+        with gui.add_folder("View"):
+            mode = gui.add_dropdown("Show", [*_MODES])
+            front = gui.add_button("From the front")
+
+        @mode.on_update
+        def _(_: object) -> None:
+            self._session.mode = _MODES[mode.value]
+            self._repainter.touch()
+
+        @front.on_click
+        def _(_: object) -> None:
+            self._client.camera.position = self._exhibit.start.position
+            self._client.camera.look_at = self._exhibit.start.target
+
+    def _add_faces(self) -> None:
+        """Expressions from pictures: chosen, or taken by the camera, which hands its own to the same button."""
+        gui = self._client.gui
+        with gui.add_folder("Expression of a picture", expand_by_default=False):
+            upload = gui.add_upload_button("Choose a picture", icon=viser.Icon.UPLOAD, mime_type="image/*")
+            gui.add_html(_CAMERA)
+            seen = gui.add_image(np.full((1, 1, 3), 255, np.uint8), label="Seen", visible=False)
+
+        @upload.on_upload
+        def _(_: object) -> None:
+            with self._telling("This picture does not help"):
+                head, _ = self._drawing.head()
+                face = self._exhibit.faces.read(upload.value.content, upload.value.name, head.spec.face_size)
+                self._session.expression.take(head.encode(face))
+                self._zero_expression()
+                self._repainter.touch()
+                seen.image, seen.visible = face, True
+
+    def _add_clip(self, playback: Playback) -> None:
+        gui, last = self._client.gui, len(playback.clip) - 1
+        with gui.add_folder("Clip"):
+            play = gui.add_button("Play", icon=viser.Icon.PLAYER_PLAY)
+            frame = gui.add_slider("Frame", 0, max(1, last), 1, 0)
+            speed = gui.add_slider("Speed", 0.1, 2.0, 0.05, 1.0)
+            stop = gui.add_button("Back to the sliders", visible=False)
+
+        def show() -> None:
+            play.label = "Pause" if playback.playing else "Play"
+            play.icon = viser.Icon.PLAYER_PAUSE if playback.playing else viser.Icon.PLAYER_PLAY
+            stop.visible = playback.frame() is not None
+            self._repainter.touch()
+
+        @play.on_click
+        def _(_: object) -> None:
+            if playback.playing:
+                playback.pause()
+            else:
+                playback.play()
+            show()
+
+        @frame.on_update
+        def _(_: object) -> None:
+            playback.seek(min(frame.value, last))
+            show()
+
+        @speed.on_update
+        def _(_: object) -> None:
+            playback.set_speed(speed.value)
+
+        @stop.on_click
+        def _(_: object) -> None:
+            playback.stop()
+            show()
+
+    def _add_saving(self) -> None:
+        gui = self._client.gui
+        with gui.add_folder("Save", expand_by_default=False):
+            picture = gui.add_button("The picture", icon=viser.Icon.CAMERA)
+            kind = gui.add_dropdown("Format", saving.HEADS)
+            head = gui.add_button("The head", icon=viser.Icon.DOWNLOAD)
+
+        @picture.on_click
+        def _(_: object) -> None:
+            self._download("head.png", saving.picture(self._drawing.best()))
+
+        @head.on_click
+        def _(_: object) -> None:
+            avatar, moment = self._drawing.head()
+            suffix, content = saving.head(kind.value, avatar, moment, self._exhibit.statement(avatar))
+            self._download(f"head{suffix}", content)
+
+    def _download(self, name: str, content: bytes) -> None:
+        self._client.send_file_download(name, content, save_immediately=True)
+
+    @contextlib.contextmanager
+    def _telling(self, title: str) -> Iterator[None]:
+        """Tells the visitor what is wrong with what was given."""
+        try:
+            yield
+        except InputError as error:
+            self._client.add_notification(title, str(error), color="red", auto_close_seconds=10.0)
+
+    def _add_dial(self, title: str, rest: str, dial: Dial) -> Callable[[], None]:
+        """A folder with a dial's sliders and the button `rest` that takes it back; what zeroes the sliders."""
+        gui, handles = self._client.gui, []
+        with gui.add_folder(title):
+            relax = gui.add_button(rest)
+            for group, sliders in dial.sliders.groups.items():
+                with gui.add_folder(group, expand_by_default=False):
+                    for slider in sliders:
+                        handle = gui.add_slider(slider.label, slider.low, slider.high, 0.01, 0.0)
+                        handles.append(handle)
+                        self._connect(handle, dial, slider.name)
+
+        def zero() -> None:
+            for handle in handles:
+                handle.value = 0.0  # type: ignore[misc]  # a setter that mypy does not see
+
+        @relax.on_click
+        def _(_: object) -> None:
+            dial.relax()
+            zero()
+            self._repainter.touch()
+
+        return zero
+
+    def _connect(self, handle: viser.GuiSliderHandle[float], dial: Dial, slider: str) -> None:
+        @handle.on_update
+        def _(_: object) -> None:
+            dial.set(slider, handle.value)  # the latest: callbacks may overtake each other
+            self._repainter.touch()

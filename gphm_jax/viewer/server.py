@@ -1,0 +1,89 @@
+"""The viser server: one port, and a page for each visitor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import socket
+import urllib.parse
+from collections.abc import Callable
+
+import viser
+
+from gphm_jax.errors import InputError
+from gphm_jax.viewer.frames import Start
+
+
+class Server(viser.ViserServer):
+    """viser's, without its tunnel to the outside: whose face is shown is nobody else's business."""
+
+    def request_share_url(self, verbose: bool = True) -> str | None:
+        """Never opens one."""
+        return None
+
+
+def check_free(host: str, port: int) -> None:
+    """`InputError` where nothing can be served at this host and port."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port={port}: ports are 1 to 65535")
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(f"--host={host} is no address of this machine ({error.strerror})") from error
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server does: one that closed is gone
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise InputError(
+                f"--port={port} is for the system's own programs: give another, as --port=8080"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _taken(port) from error
+            raise InputError(f"--host={host} is no address of this machine ({error.strerror})") from error
+
+
+def open_server(host: str, port: int, start: Start) -> Server:
+    """A server at this very port whose visitors begin at `start`; `InputError` where it has been taken meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()):  # its banner
+        server = Server(host=host, port=port, verbose=False)
+    if server.get_port() != port:  # viser has gone on to the next
+        server.stop()
+        raise _taken(port)
+    server.scene.set_up_direction("+y")
+    server.initial_camera.position = start.position
+    server.initial_camera.look_at = start.target
+    server.initial_camera.fov = start.fov
+    server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
+    return server
+
+
+def serve(server: Server, welcome: Callable[[viser.ClientHandle], Callable[[], None]]) -> None:
+    """Welcomes each visitor; what `welcome` returns is called when that visitor has left."""
+    goodbyes: dict[int, Callable[[], None]] = {}
+
+    @server.on_client_connect
+    def _(client: viser.ClientHandle) -> None:
+        if _opened_here(server, client):
+            goodbyes[client.client_id] = welcome(client)
+
+    @server.on_client_disconnect
+    def _(client: viser.ClientHandle) -> None:
+        if goodbye := goodbyes.pop(client.client_id, None):
+            goodbye()
+
+
+def _opened_here(server: Server, client: viser.ClientHandle) -> bool:
+    """Whether a browser's page came from this server: any other page may try to connect to a port of this machine."""
+    request = server._websock_server._live_connections[client.client_id].request
+    assert request is not None  # a connection that is open has asked for it
+    origin = request.headers.get("Origin")
+    return origin is None or urllib.parse.urlsplit(origin).netloc == request.headers["Host"]
+
+
+def _taken(port: int) -> InputError:
+    return InputError(f"port {port} is in use: give another with --port")

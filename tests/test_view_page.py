@@ -1,0 +1,186 @@
+"""The viewer's page in a browser: a head, controls that move it, and messages for what goes wrong.
+
+Left out where there is no Chromium (Debian: `apt-get install chromium`).
+"""
+
+import io
+import pathlib
+import shutil
+import socket
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from prior_fixture import make_prior, toy_spec
+
+from gphm_jax.avatar import Avatar, Habits
+from gphm_jax.avatar_model import bake
+from gphm_jax.export.coarse import CoarseStatement
+from gphm_jax.provenance import RENDERED, read_marks
+from gphm_jax.types import Camera
+from gphm_jax.viewer import frames, sliders
+from gphm_jax.viewer.exhibit import Exhibit
+from gphm_jax.viewer.faces import FaceReader
+
+viser = pytest.importorskip("viser")
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+CAMERA = Camera(
+    world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
+    intrinsics=jnp.asarray([[58.0, 0, 16], [0, 58, 16], [0, 0, 1]]),
+)
+STAGE = {"x": 20, "y": 560, "width": 520, "height": 230}  # beside controls and notices
+
+
+class AnyPicture(FaceReader):
+    """Takes every picture for a face."""
+
+    def read(self, content, name, size):
+        if name != "camera.png":
+            return super().read(content, name, size)
+        with Image.open(io.BytesIO(content)) as picture:
+            return np.asarray(picture.convert("RGB").resize((size, size)))
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A page that shows a toy avatar with one slider."""
+    from gphm_jax.viewer import page, server
+
+    prior = make_prior()[0]
+    spec = toy_spec(prior)
+    code = jnp.asarray(np.random.default_rng(1).standard_normal(spec.networks.expression_dim), jnp.float32)
+    avatar = Avatar(
+        bake(prior, prior.subjects.codes[...][1], spec, seed=0),
+        spec,
+        Habits(expression=code, motion=code, camera=CAMERA),
+    )
+    shown = Exhibit(
+        head=lambda person: avatar,
+        expressions=sliders.of_codes("Face", {"Twist": -4 * code}),
+        rest=code,
+        start=frames.start(CAMERA, spec.image_size),
+        statement=lambda avatar: CoarseStatement(cost="nothing", cost_db=0.0),
+        faces=AnyPicture(),
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    opened = server.open_server("127.0.0.1", port, shown.start)
+    server.serve(opened, lambda client: page.Page(client, shown).close)
+    yield f"http://127.0.0.1:{port}"
+    opened.stop()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The page in headless Chromium, once it shows a head."""
+    with playwright.sync_playwright() as driver:
+        options = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page(viewport={"width": 900, "height": 800})
+        page.complaints = []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(address)
+        until(page, lambda stage: stage.std() > 5)
+        yield page
+        browser.close()
+
+
+def stage(page) -> np.ndarray:
+    data = page.screenshot(clip=STAGE)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.float32)
+
+
+def until(page, holds) -> np.ndarray:
+    """The stage once it fulfils a condition."""
+    for _ in range(100):
+        if holds(picture := stage(page)):
+            return picture
+        page.wait_for_timeout(100)
+    raise AssertionError("the page never showed that")
+
+
+def at_rest(page) -> np.ndarray:
+    """The stage once it has not changed for a while."""
+    last = stage(page)
+    for _ in range(50):
+        page.wait_for_timeout(400)
+        if np.array_equal(last, current := stage(page)):
+            return current
+        last = current
+    raise AssertionError("the page never came to rest")
+
+
+def differs(picture):
+    return lambda other: np.abs(other - picture).max() > 20
+
+
+def test_a_slider_moves_the_head_and_relax_takes_it_back(page):
+    before = at_rest(page)
+    page.get_by_text("Face", exact=True).click()
+    thumb = page.get_by_role("slider").first
+    thumb.focus()
+    page.keyboard.press("End")
+    until(page, differs(before))
+    page.get_by_role("button", name="Relax").click()
+    until(page, lambda picture: np.abs(picture - before).mean() < 0.5)
+    assert thumb.get_attribute("aria-valuenow") == "0"
+
+
+def test_dragging_turns_the_head_and_a_button_turns_it_back(page):
+    before = at_rest(page)
+    page.mouse.move(200, 650)
+    page.mouse.down()
+    page.mouse.move(320, 650, steps=5)
+    page.mouse.up()
+    until(page, differs(before))
+    at_rest(page)
+    page.get_by_role("button", name="From the front").click()
+    until(page, lambda picture: np.abs(picture - before).mean() < 1)
+
+
+def show(page, mode: str) -> None:
+    page.locator(".mantine-Select-input:visible").first.click()
+    page.get_by_role("option", name=mode).filter(visible=True).click()
+
+
+def test_modes_and_the_saved_picture(page):
+    before = at_rest(page)
+    show(page, "Alpha")
+    matte = until(page, lambda picture: np.ptp(picture, axis=-1).max() < 8)
+    assert matte.std() > 5
+    show(page, "Fine")
+    until(page, lambda picture: np.abs(picture - before).mean() < 0.5)
+    page.get_by_text("Save", exact=True).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="The picture").click()
+    assert read_marks(download.value.path()).source == RENDERED
+    saved = np.asarray(Image.open(download.value.path()))
+    assert saved.shape == (32, 36, 3) and saved.std() > 5
+    with page.expect_download() as download:
+        page.get_by_role("button", name="The head").click()
+    assert (
+        pathlib.Path(download.value.path()).read_bytes().startswith(b"ply\nformat binary_little_endian 1.0\n")
+    )
+    assert not page.complaints
+
+
+def test_the_cameras_picture_gives_an_expression_and_what_is_no_picture_is_told(page):
+    before = at_rest(page)
+    page.get_by_text("Expression of a picture", exact=True).click()
+    page.locator("input[type=file]").set_input_files(
+        {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+    )
+    page.get_by_text("notes.txt is no picture that can be read").wait_for()
+    np.testing.assert_array_equal(at_rest(page), before)
+    camera = page.frame_locator("iframe")
+    camera.get_by_role("button", name="Use the camera").click()
+    camera.get_by_role("button", name="Take my expression").click()
+    until(page, differs(before))
+    page.get_by_role("button", name="Relax").click()
+    until(page, lambda picture: np.abs(picture - before).mean() < 0.5)
+    assert not page.complaints
