@@ -21,22 +21,25 @@ from tqdm import tqdm
 
 from gphm_jax import fit_results, runtime
 from gphm_jax.avatar import Avatar
-from gphm_jax.avatar_model import AvatarSpec, bake
+from gphm_jax.avatar_model import AvatarModel, AvatarSpec, bake
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_json
 from gphm_jax.fit_footage import open_fit_footage
 from gphm_jax.fit_input import prepared
-from gphm_jax.fit_run import Fit, is_done, run_step, step_figures
-from gphm_jax.fit_settings import FitSettings
-from gphm_jax.fitting import (
-    FinetuneFit,
-    IdentityFit,
-    encode_frames,
-    finetune_length,
-    finetune_step,
-    identity_step,
-    visibility,
+from gphm_jax.fit_pace import Clock
+from gphm_jax.fit_region import head_footage, head_model
+from gphm_jax.fit_run import (
+    Fit,
+    corrected,
+    corrects,
+    find_identity,
+    finetune,
+    is_done,
+    seconds_used,
+    step_figures,
 )
+from gphm_jax.fit_settings import FitSettings
+from gphm_jax.fitting import FrameCodes, IdentityFit, encode_frames
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog
 from gphm_jax.losses import check_eyes
@@ -52,6 +55,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/fit.py[:PRESE
 _PRIOR = flags.DEFINE_string("prior", None, "the workdir of a trained head model")
 _INPUT = flags.DEFINE_string("input", None, "a video, photos, a prepared identity folder, or a dataset")
 _OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
+_SECONDS = flags.DEFINE_float(
+    "seconds",
+    None,
+    "the best avatar in that time: from footage and head model in memory to the avatar on disk. Preparing raw footage, "
+    "compiling (once for each head model), figures, preview and report come on top",
+    lower_bound=0.0,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,30 +69,46 @@ def main(argv: Sequence[str]) -> None:
     del argv
     settings, prior_path, input_path, out = read_flags()
     runtime.start()
-    fit_person(settings, prior_path, input_path, out)
+    fit_person(settings, prior_path, input_path, out, seconds=_SECONDS.value)
 
 
 def fit_person(
-    settings: FitSettings, prior_path: pathlib.Path, input_path: pathlib.Path, out: pathlib.Path
+    settings: FitSettings,
+    prior_path: pathlib.Path,
+    input_path: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    seconds: float | None = None,
 ) -> None:
     """The order of events."""
     prior, prior_settings, _ = load_prior(prior_path)
-    settings.check_crops(prior_settings.data.image_size)
+    settings.check_sizes(prior_settings)
     use_fused_points(prior, settings.backend)
     footage = open_fit_footage(prepared(input_path, out, settings.capture), settings, prior_settings)
     count = len(footage.training[0].frame.landmarks)
     for name, step in (("identity", settings.identity), ("finetune", settings.finetune)):
         check_eyes(step.losses.eye_gain, count, name=f"config.{name}.losses.eye_gain")
-    if is_done(out, settings, prior_path, input_path):
+    if is_done(out, settings, prior_path, input_path, seconds):
         logging.info("done already: %s and %s", out / "avatar", out / "report.html")
         return
     asks = settings.identity.losses.perceptual or settings.finetune.losses.perceptual
     perceptual = load_lpips("vgg") if asks else None
-    with RunLog(out) as log:
+    with RunLog(out) as log, Clock(seconds, used=seconds_used(out)) as clock:
+        codes = encode_frames(prior.networks, footage.pixels, footage.driven)
+        if settings.region == "head":
+            footage = head_footage(footage, prior, codes, backend=settings.backend)
+            prior = head_model(prior)
         fit = Fit(
-            settings=settings, prior=prior_settings, out=out, footage=footage, log=log, perceptual=perceptual
+            settings=settings,
+            prior=prior_settings,
+            out=out,
+            footage=footage,
+            log=log,
+            perceptual=perceptual,
+            clock=clock,
         )
-        conclude(fit, *fit_avatar(fit, prior))
+        fit, avatar, figures = fit_avatar(fit, prior, codes)
+        conclude(fit, avatar, codes, figures)
     logging.info("done: %s and %s", out / "avatar", out / "report.html")
 
 
@@ -98,14 +124,9 @@ def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]
     return read_flag(FitSettings, _CONFIG), *paths
 
 
-def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, Any]]:
-    """Both steps, and the saved avatar: (avatar, frame codes, figures so far)."""
-    settings, footage = fit.settings, fit.footage
-    codes = encode_frames(prior.networks, footage.pixels, footage.driven)
-    step = identity_step(
-        IdentityFit(prior, codes), settings.identity, backend=settings.backend, seed=settings.seed
-    )
-    identity = run_step(fit, step, settings.identity.frames)
+def fit_avatar(fit: Fit, prior: GaussianModel, codes: FrameCodes) -> tuple[Fit, Avatar, dict[str, Any]]:
+    """Both steps, and the saved avatar: (the fit with its footage corrected, avatar, figures so far)."""
+    settings = fit.settings
     spec = AvatarSpec(
         networks=fit.prior.networks,
         num_splats=prior.positions.shape[0],
@@ -114,31 +135,37 @@ def fit_avatar(fit: Fit, prior: GaussianModel) -> tuple[Avatar, Any, dict[str, A
         face_size=fit.prior.data.face_size,
         nonface_size=fit.prior.data.nonface_size,
     )
-    baked = bake(prior, identity.code(), spec, seed=settings.seed)
-    use_fused_points(baked, settings.backend)
-    finetune = FinetuneFit(baked, codes, settings.finetune.limits)
-    steps, few_images = finetune_length(settings, len(footage.training))
-    filled = visibility(finetune, footage.pixels, footage.training, backend=settings.backend)
-    step = finetune_step(
-        finetune, settings.finetune, steps=steps, few_images=few_images, filled=filled,
-        backend=settings.backend, seed=settings.seed,
-    )  # fmt: skip
-    fitted = run_step(fit, step, settings.finetune.frames)
-    fit_results.make_avatar(fitted.avatar, spec, codes, footage, backend=settings.backend).save(
-        fit.out / "avatar"
-    )
+    identities = find_identity(fit, prior, codes)
+
+    def baked(identity: IdentityFit) -> AvatarModel:
+        return bake(prior, identity.code(), spec, seed=settings.seed)
+
+    fits = finetune(fit, baked(identities[-1].module), codes)
+    fit = corrected(fit, fits[-1].module)
+
+    def avatar_of(model: AvatarModel) -> Avatar:
+        return fit_results.make_avatar(model, spec, codes, fit.footage, backend=settings.backend)
+
+    avatar_of(fits[-1].module.avatar).save(fit.out / "avatar")
+    seconds = fit.clock.elapsed()
+    course = [(point.seconds, baked(point.module)) for point in identities[:-1]]
+    course += [(point.seconds, point.module.avatar) for point in fits]
     figures = {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "training_frames": len(footage.training),
-        "few_images": few_images,
+        "training_frames": len(fit.footage.training),
+        "by_images": settings.by_images.row(len(fit.footage.training))[0],
+        "corrected_cameras": corrects(fit),
+        "seconds": seconds,
+        "compiling_seconds": fit.clock.compiling,
         "identity": step_figures(fit, "identity"),
         "finetune": step_figures(fit, "finetune"),
+        "progress": fit_results.progress(((t, avatar_of(model)) for t, model in course), codes, fit.footage),
     }
     # What is evaluated is what lies on disk.
-    return Avatar.load(fit.out / "avatar", backend=settings.backend), codes, figures
+    return fit, Avatar.load(fit.out / "avatar", backend=settings.backend), figures
 
 
-def conclude(fit: Fit, avatar: Avatar, codes: Any, figures: dict[str, Any]) -> None:
+def conclude(fit: Fit, avatar: Avatar, codes: FrameCodes, figures: dict[str, Any]) -> None:
     """Figures, preview and report; metrics.json last, since it says that the fit is done."""
     figures |= fit_results.evaluate_fit(
         avatar, codes, fit.footage, fit.settings, lambda items, text: tqdm(items, desc=text, unit="frame")

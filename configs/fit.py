@@ -7,6 +7,11 @@ tiny   a few steps, for tests.
 small  for a head model of configs/gaussian.py:small; about three minutes on 2 CPU cores.
 paper  the paper's step counts: about five minutes on one GPU.
 
+--seconds=S asks for the best avatar in that time instead: schedules are stretched or cut to it.
+--config.region=head leaves the trunk out; --config.images=N fits the N most different frames of a longer video;
+--config.by_images.ROW.KEY changes what few images allow (the table `fit_settings.ByImages`); and
+--config.correct_cameras=on|off says whether head poses and the focal length are learnt too.
+
 OUT/metrics.json holds PSNR, SSIM and LPIPS of training and held-out frames, and PSNR of cameras aside.
 """
 
@@ -43,7 +48,7 @@ def _careful(c: ml_collections.ConfigDict) -> None:
 
 def _small(c: ml_collections.ConfigDict) -> None:
     _careful(c)
-    c.identity.update(steps=100, frames=2)
+    c.identity.update(steps=100, frames=2, downscale=2)
     c.identity.rates.codes = 2e-2
     c.identity.schedule.update(hold_fraction=0.5, final_fraction=0.1)
     c.identity.losses.update(perceptual=0.0)
@@ -67,7 +72,6 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
     c.identity.steps = 6
     c.finetune.steps = 12
     c.finetune.losses.perceptual = 0.0
-    c.few_images.update(below=2, fewest_steps=4)
     c.evaluation.update(training_frames=2, side_frames=2, lpips=())
     c.preview.frames = 3
     c.log.update(every=2, grid_every=100, checkpoint_every=6)

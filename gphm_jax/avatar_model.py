@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gphm_jax.gaussians import Fixed, GaussianModel, MotionRegions, pose_splats, regional_displacement
+from gphm_jax.gaussians import (
+    Fixed,
+    GaussianModel,
+    MotionRegions,
+    Neutral,
+    pose_splats,
+    regional_displacement,
+)
 from gphm_jax.geometry import to_world
 from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig
 from gphm_jax.render import render_splats
@@ -118,7 +125,7 @@ def bake(prior: GaussianModel, code: Float[Array, "z"], spec: AvatarSpec, *, see
     X_id = X0 + f_id(H), Colour = f_col(H), (S, Q, A) = (S0, Q0, A0) + f_att(H); H stays as the point feature.
     The avatar's pictures are those of the head model with this code, since f_dyn starts at zero.
     """
-    neutral = nnx.jit(lambda model, z: model.neutral(z))(prior, code[None])
+    neutral = _neutral(prior, code[None])
     n = spec.num_splats
     points = AvatarPoints(
         positions=neutral.positions[0, :n],
@@ -130,6 +137,11 @@ def bake(prior: GaussianModel, code: Float[Array, "z"], spec: AvatarSpec, *, see
         weight=prior.weight[...],
     )
     return AvatarModel(points, prior.networks, spec, rngs=nnx.Rngs(seed))
+
+
+@nnx.jit
+def _neutral(prior: GaussianModel, code: Float[Array, "1 z"]) -> Neutral:
+    return prior.neutral(code)
 
 
 def empty_model(spec: AvatarSpec) -> AvatarModel:

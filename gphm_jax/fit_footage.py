@@ -6,15 +6,21 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
+from jaxtyping import Float
 
+from gphm_jax.capture.identity_folder import GENERATOR
 from gphm_jax.data.files import listed
-from gphm_jax.data.layout import Dataset, Selection, open_dataset, select
+from gphm_jax.data.layout import Dataset, Selection, directions, open_dataset, rotation_matrix, select
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import BatchOptions
 from gphm_jax.errors import InputError
 from gphm_jax.fit_settings import FitSettings
+from gphm_jax.geometry import refocused
 from gphm_jax.settings import Settings
+from gphm_jax.types import Camera
 
 _FEWEST_TO_DIVIDE = 10  # frames: fewer are all trained on where dataset.json holds none out
 
@@ -33,6 +39,44 @@ class FitFootage:
     def driven(self) -> tuple[Selection, ...]:
         """All frames in order, each with the fitted camera."""
         return tuple(sorted((*self.training, *self.held_out), key=lambda item: item.frame.row))
+
+    @property
+    def tracked(self) -> bool:
+        """Whether head poses and focal length come of preprocessing, and not of a rig or a renderer."""
+        return self.dataset.metadata.get("generator") == GENERATOR
+
+    def corrected(self, poses: Float[np.ndarray, "r 6"], log_focal: float) -> FitFootage:
+        """The footage with what a fit learnt of it: head poses by frame row, and the focal length of all cameras.
+
+        A frame without a correction of its own keeps its head pose.
+        """
+
+        def one(item: Selection) -> Selection:
+            frame, delta = item.frame, poses[item.frame.row]
+            translation = frame.translation + delta[3:]
+            cameras = refocused(
+                Camera(
+                    world_to_camera=jnp.asarray(frame.world_to_camera),
+                    intrinsics=jnp.asarray(frame.intrinsics, jnp.float32),
+                ),
+                jnp.asarray(translation)[None],
+                jnp.float32(log_focal),
+            )
+            frame = dataclasses.replace(
+                frame,
+                rotation=frame.rotation + delta[:3],
+                translation=translation,
+                world_to_camera=np.asarray(cameras.world_to_camera),
+                intrinsics=np.asarray(cameras.intrinsics),
+            )
+            return Selection(frame=frame, views=item.views)
+
+        return dataclasses.replace(
+            self,
+            training=tuple(map(one, self.training)),
+            held_out=tuple(map(one, self.held_out)),
+            aside=tuple(map(one, self.aside)),
+        )
 
 
 def open_fit_footage(path: pathlib.Path, settings: FitSettings, prior: Settings) -> FitFootage:
@@ -55,6 +99,8 @@ def open_fit_footage(path: pathlib.Path, settings: FitSettings, prior: Settings)
             f"every frame of {person} in {path} is held out: correct dataset.json's held_out_frames, or lower "
             "--config.held_out_fraction"
         )
+    if settings.images:
+        training = _most_different(training, settings.images)
     data = prior.data
     return FitFootage(
         dataset=dataset,
@@ -123,6 +169,20 @@ def _divide(
         logging.info("no held-out frames named: the last %d of %d are kept back", count, len(items))
     pairs = list(zip(items, kept, strict=True))
     return tuple(item for item, out in pairs if not out), tuple(item for item, out in pairs if out)
+
+
+def _most_different(items: Sequence[Selection], count: int) -> tuple[Selection, ...]:
+    """At most `count` frames, in order: the one that sees most of the face, then those that see the head most anew."""
+    rays = np.stack(
+        [rotation_matrix(item.frame.rotation).T @ directions(item.frame, item.views[:1])[0] for item in items]
+    )
+    chosen = [int(np.argmax(rays[:, 2]))]  # the face looks along +z
+    nearest = rays @ rays[chosen[0]]
+    while len(chosen) < min(count, len(items)):
+        nearest[chosen[-1]] = np.inf
+        chosen.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, rays @ rays[chosen[-1]])
+    return tuple(items[n] for n in sorted(chosen))
 
 
 def _fitted(items: Sequence[Selection]) -> tuple[Selection, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 from gphm_jax import metrics, report
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec
+from gphm_jax.curves import Chart
 from gphm_jax.data.layout import Frame, Selection, directions, rotation_matrix, view_intrinsics
 from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.files import to_bytes
@@ -30,6 +31,7 @@ Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label ->
 ANGLE_STEP = 5  # degrees: cameras aside are counted with the nearest multiple
 _CHUNK = 32  # training pictures compared at once
 _GRID_ROWS = 3
+_PROGRESS_FRAMES = 6
 
 
 def make_avatar(
@@ -123,6 +125,24 @@ def evaluate_fit(
     return figures
 
 
+def progress(
+    avatars: Iterable[tuple[float, Avatar]], codes: FrameCodes, footage: FitFootage
+) -> list[dict[str, float]]:
+    """What the avatars of a fit's course were worth: mean PSNR of some held-out frames, else of training frames."""
+    items = spread(footage.held_out or footage.training, _PROGRESS_FRAMES)
+    rows = []
+    for seconds, avatar in avatars:
+        values = [
+            metrics.psnr(
+                _draw_frame(avatar, codes, item.frame, item.views[0]).fine,
+                _truth(footage, item.frame, item.views[0])[0],
+            )
+            for item in items
+        ]
+        rows.append({"seconds": seconds, "psnr": float(np.mean(values))})
+    return rows
+
+
 def _measure(
     picture: Float[Array, "h w 3"],
     truth: Float[Array, "h w 3"],
@@ -212,11 +232,17 @@ def _outermost(item: Selection) -> Selection:
 def preview_pictures(
     avatar: Avatar, codes: FrameCodes, footage: FitFootage, settings: FitSettings
 ) -> Iterator[UInt8[np.ndarray, "h w3 3"]]:
-    """Frames of the preview: truth, the avatar through the same camera, and from a camera that swings aside."""
-    items = footage.driven[-settings.preview.frames :]
+    """Frames of the preview: truth, the avatar through the same camera, and from a camera that swings aside.
+
+    A few photos are each shown for a while, so that there is time to swing.
+    """
+    options = settings.preview
+    shown = footage.driven[-options.frames :]
+    count = max(len(shown), min(options.frames, options.fewest))
+    items = [shown[index * len(shown) // count] for index in range(count)]
     for index, item in enumerate(items):
         frame, view = item.frame, item.views[0]
-        swing = np.radians(settings.preview.orbit_degrees) * np.sin(2.0 * np.pi * index / len(items))
+        swing = np.radians(options.orbit_degrees) * np.sin(2.0 * np.pi * index / len(items))
         aside, _ = avatar.render(
             codes.expression[frame.row],
             camera=avatar.orbit_camera(float(swing)),
@@ -246,11 +272,10 @@ def write_fit_report(
     settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
     table = report.settings_table(settings)
     sections.append(report.Section(heading="Configuration", items=[table], folded=True))
-    seconds = sum(figures[step]["seconds"] for step in ("identity", "finetune"))
     report.write_report(
         out / "report.html",
         title="Fitted avatar",
-        subtitle=f"{figures['training_frames']} training frames, {report.duration(seconds)} of fitting on "
+        subtitle=f"{figures['training_frames']} training frames, {report.duration(figures['seconds'])} of fitting on "
         f"{figures['device']}",
         sections=sections,
     )
@@ -280,6 +305,14 @@ def _result(figures: dict[str, Any]) -> list[Any]:
         )
     header = ("pictures", "PSNR (dB)", "head only (dB)", "SSIM", "LPIPS", "count")
     items.append(report.Table(header=header, rows=rows))
+    points = figures["progress"]
+    chart = Chart(
+        title="Quality against time",
+        curves={kind: ([row["seconds"] for row in points], [row["psnr"] for row in points])},
+        x_label="seconds",
+        y_label="dB",
+    )
+    items.append(report.Charts(charts=[chart], caption=f"PSNR of {kind} while the avatar was fitted."))
     return items
 
 

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gphm_jax import fit_results, loop
+from gphm_jax.avatar_model import AvatarModel
 from gphm_jax.data.loading import training_batches
 from gphm_jax.data.sampler import BatchSampler
 from gphm_jax.fit_footage import FitFootage, fit_batches
+from gphm_jax.fit_pace import Clock, Pace
 from gphm_jax.fit_settings import FitSettings
-from gphm_jax.fitting import FitStep
+from gphm_jax.fitting import (
+    FinetuneFit,
+    FitStep,
+    FrameCodes,
+    IdentityFit,
+    finetune_step,
+    identity_step,
+    visibility,
+)
+from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog, read_metrics
+from gphm_jax.nets import use_fused_points
 from gphm_jax.settings import Settings
 from gphm_jax.state import Checkpoints, TrainState, abstract_like
 from gphm_jax.types import Batch, Render
 from gphm_jax.workdir import claim
 
 FREE = ("log", "backend", "cache_gb", "evaluation", "preview")  # as `gphm_jax.workdir.FREE`
+_ENDLESS = 10**9  # batches; those that are not used are not made
+_MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 _RATES = {"identity": "codes", "finetune": "networks"}  # the group of each step that diverges first
 
 
@@ -36,19 +52,40 @@ class Fit:
     footage: FitFootage
     log: RunLog
     perceptual: Any
+    clock: Clock
 
 
-def is_done(out: pathlib.Path, settings: FitSettings, prior: pathlib.Path, footage: pathlib.Path) -> bool:
+def is_done(
+    out: pathlib.Path,
+    settings: FitSettings,
+    prior: pathlib.Path,
+    footage: pathlib.Path,
+    seconds: float | None,
+) -> bool:
     """Makes the folder of a fit, or finds it again; True when its figures are there already.
 
     Raises `InputError` as `workdir.claim` does.
     """
     sources = {"prior": str(prior.resolve()), "input": str(footage.resolve())}
+    if seconds is not None:
+        sources["seconds"] = f"{seconds:g}"
     return claim(out, settings, free=FREE, flag="--out", sources=sources)
 
 
-def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
-    """Runs a step to its end, from its last checkpoint if there is one; returns the fitted module."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waypoint:
+    """What a step had made of its module, and when."""
+
+    seconds: float  # on the fit's clock
+    module: Any
+
+
+def run_step(fit: Fit, step: FitStep, pace: Pace, frames: int) -> list[Waypoint]:
+    """Runs a step for as long as its pace says, from its last checkpoint if there is one.
+
+    Returns the module as it began, at `_MARKS` of its length, and as it was in the end. Against the clock no sample
+    grids are drawn.
+    """
     checkpoints = Checkpoints(fit.out / "checkpoints" / step.name)
     found = checkpoints.latest() is not None
     # A copy: the compiled step reuses its state's buffers, and some are the head model's own.
@@ -66,6 +103,8 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
         return nnx.merge(step.graphdef, params, fixed).picture(batch, fit.settings.backend)
 
     def draw(state: TrainState, done: int) -> None:
+        if pace.timed:
+            return
         columns = fit_results.sample_columns(
             lambda batch: picture(state.params, state.fixed, batch), fit.footage
         )
@@ -81,24 +120,100 @@ def run_step(fit: Fit, step: FitStep, frames: int) -> Any:
         rates=_RATES[step.name],
         folder_flag="--out",
     )
-    advance = jax.jit(step.advance, donate_argnums=0)
-    state = loop.run(
-        lambda _: advance,
-        state,
-        training_batches(sampler, start_step=int(state.step), stop_step=step.steps),
-        fit.perceptual,
-        steps=step.steps,
-        observer=observer,
-    )
+    waypoints: list[Waypoint] = []
+
+    def keep(state: TrainState) -> None:
+        params = jax.tree.map(jnp.copy, state.params)  # the next step reuses its buffers
+        module = nnx.merge(step.graphdef, params, step.state.fixed)
+        waypoints.append(Waypoint(seconds=fit.clock.elapsed(), module=module))
+
+    def replan(state: TrainState, done: int) -> int:
+        length = pace(done)
+        if length > done and sum(mark * length <= done for mark in _MARKS) >= len(waypoints):
+            keep(state)
+        return length
+
+    done = int(state.step)
+    keep(state)
+    if pace.begin(done) > done:
+        # Compiled here, and not by its first call, so that the pace is that of steps alone.
+        compiled = (
+            jax.jit(step.advance, donate_argnums=0)
+            .lower(state, sampler.batch(done), fit.perceptual, steps=np.int32(pace.length))
+            .compile()
+        )
+        state = loop.run(
+            lambda _: functools.partial(compiled, steps=np.int32(pace.length)),
+            state,
+            training_batches(sampler, start_step=done, stop_step=_ENDLESS if pace.timed else pace.length),
+            fit.perceptual,
+            steps=max(pace.begin(done), done + 1),
+            observer=observer,
+            replan=replan,
+        )
+        keep(state)
     checkpoints.close()
-    return nnx.merge(step.graphdef, state.params, state.fixed)
+    return waypoints
 
 
-def step_figures(fit: Fit, name: str) -> dict[str, float]:
+def find_identity(fit: Fit, prior: GaussianModel, codes: FrameCodes) -> list[Waypoint]:
+    """Step 1, as `run_step` gives it: modules are `IdentityFit`."""
+    settings, options = fit.settings, fit.settings.identity
+    step = identity_step(IdentityFit(prior, codes), options, backend=settings.backend, seed=settings.seed)
+    pace = Pace(fit.clock, steps=options.steps, share=options.share, most=options.steps)
+    return run_step(fit, step, pace, options.frames)
+
+
+def finetune(fit: Fit, start: AvatarModel, codes: FrameCodes) -> list[Waypoint]:
+    """Step 2 from a baked avatar, as `run_step` gives it: modules are `FinetuneFit`."""
+    settings, options, footage = fit.settings, fit.settings.finetune, fit.footage
+    use_fused_points(start, settings.backend)
+    _, latitude = settings.by_images.row(len(footage.training))
+    module = FinetuneFit(start, codes, options.limits, freedom=latitude.freedom)
+    filled = visibility(module, footage.pixels, footage.training, backend=settings.backend)
+    module.trust_what_is_seen(filled, options.trust_pixels)
+    step = finetune_step(
+        module,
+        options,
+        networks=latitude.moves,
+        cameras=corrects(fit),
+        backend=settings.backend,
+        seed=settings.seed,
+    )
+    pace = Pace(fit.clock, steps=max(1, round(latitude.length * options.steps)))
+    return run_step(fit, step, pace, options.frames)
+
+
+def corrects(fit: Fit) -> bool:
+    """Whether head poses and the focal length are learnt too."""
+    asked = fit.settings.correct_cameras
+    return asked == "on" or (asked == "auto" and fit.footage.tracked)
+
+
+def corrected(fit: Fit, fitted: FinetuneFit) -> Fit:
+    """The fit with what it learnt of its footage applied to that."""
+    if not corrects(fit):
+        return fit
+    poses, log_focal = np.asarray(fitted.pose_corrections[...]), float(fitted.log_focal[...])
+    return dataclasses.replace(fit, footage=fit.footage.corrected(poses, log_focal))
+
+
+def step_figures(fit: Fit, name: str) -> dict[str, float | None]:
     """Steps, seconds (over all interruptions) and the last logged training PSNR."""
     rows = [row for row in read_metrics(fit.out) if row["stage"] == name]
+    if not rows:  # there was no time for it
+        return {"steps": 0, "seconds": 0.0, "psnr": None}
     return {
         "steps": rows[-1]["step"],
         "seconds": sum(row["seconds"] for row in rows),
         "psnr": rows[-1]["psnr"],
     }
+
+
+def seconds_used(out: pathlib.Path) -> float:
+    """What the steps of an interrupted fit in `out` took, up to where they go on."""
+    last = {
+        path.name: max((int(found.name) for found in path.glob("[0-9]*")), default=0)
+        for path in out.glob("checkpoints/*")
+    }
+    return sum(row["seconds"] for row in read_metrics(out) if row["step"] <= last.get(row["stage"], 0))

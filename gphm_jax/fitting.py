@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -22,8 +21,9 @@ from gphm_jax.avatar_model import AvatarModel
 from gphm_jax.data.layout import Selection
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import evaluation_batches
-from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights, IdentitySettings, Limits
+from gphm_jax.fit_settings import FinetuneSettings, FitWeights, IdentitySettings, Limits
 from gphm_jax.gaussians import Fixed, GaussianModel
+from gphm_jax.geometry import refocused
 from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.optim import adam
 from gphm_jax.render import render_splats
@@ -39,12 +39,20 @@ _POINTS = {
     "quats": "quat",
     "opacity_logits": "opacity_logit",
 }
+# Where the networks of `fit_settings.NETWORKS` are.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "expression": ("avatar", "networks", "expression"),
+    "refine": ("avatar", "networks", "refine"),
+    "dynamics": ("avatar", "dynamics"),
+}
 _MEASURED_FRAMES = 32  # visibility is a mean over at most so many training frames
+_TABLE_ROWS = 1024  # tables of frames grow by so many rows: a program for any number of them
 
 
 @pytree
 class FrameCodes:
-    """z_exp and z_nf of a dataset's frames by frame row; the encoders are frozen, so once is enough."""
+    """z_exp and z_nf of a dataset's frames by frame row, r of `_TABLE_ROWS`; the encoders are frozen, so once is
+    enough."""
 
     expression: Float[Array, "r z"]
     motion: Float[Array, "r z"]
@@ -74,43 +82,71 @@ class IdentityFit(nnx.Module):
 
 
 class FinetuneFit(nnx.Module):
-    """Step 2: an avatar, corrections of the tracked head poses, and where the splats started."""
+    """Step 2: an avatar, corrections of the tracked head poses and focal length, and where the splats started."""
 
-    def __init__(self, avatar: AvatarModel, codes: FrameCodes, limits: Limits):
+    def __init__(self, avatar: AvatarModel, codes: FrameCodes, limits: Limits, *, freedom: float = 1.0):
         self.avatar = avatar
         self.pose_corrections = nnx.Param(jnp.zeros((codes.expression.shape[0], 6)))
+        self.log_focal = nnx.Param(jnp.zeros(()))
         self.expression_codes, self.motion_codes = Fixed(codes.expression), Fixed(codes.motion)
-        self.limits = limits
+        self.limits, self.freedom = limits, Fixed(jnp.asarray(freedom, jnp.float32))
         self.start = nnx.Dict({name: Fixed(getattr(avatar, name)[...]) for name in _POINTS})
+        self.trust = Fixed(jnp.ones(avatar.positions.shape[0]))
 
-    def splats(self, batch: Batch) -> Splats:
-        """The Gaussians of a batch's frames, [1 f]."""
+    def corrected(self, batch: Batch) -> Batch:
+        """A batch with what was learnt of its head poses (added to axis-angle and translation) and cameras."""
         delta = self.pose_corrections[...][batch.frame]
         pose = Pose(
             rotation=batch.pose.rotation + delta[..., :3],
             translation=batch.pose.translation + delta[..., 3:],
             scale=batch.pose.scale,
         )
-        return self.avatar(self.expression_codes[...][batch.frame], self.motion_codes[...][batch.frame], pose)
+        camera = refocused(batch.camera, pose.translation[:, :, None], self.log_focal[...])
+        return dataclasses.replace(batch, pose=pose, camera=camera)
+
+    def correction(self, batch: Batch) -> Float[Array, "1 f"]:
+        """The mean square of what was learnt of each frame's head pose, and that of the focal length."""
+        delta = self.pose_corrections[...][batch.frame]
+        return jnp.mean(delta**2, axis=-1) + self.log_focal[...] ** 2
+
+    def splats(self, batch: Batch) -> Splats:
+        """The Gaussians of a batch's frames, [1 f], as its own pose has them."""
+        return self.avatar(
+            self.expression_codes[...][batch.frame], self.motion_codes[...][batch.frame], batch.pose
+        )
 
     def picture(self, batch: Batch, backend: str) -> Render:
-        """The avatar's picture of a batch [1 f v]."""
+        """The avatar's picture of a batch [1 f v], corrected."""
+        batch = self.corrected(batch)
         return _drawn(self.splats(batch), self.avatar.networks, batch, backend)
 
     def departure(self) -> Float[Array, ""]:
-        """Mean squared distance of the points' variables to their start, each in units of its limit."""
+        """Mean squared distance of the points' variables to their start, each in units of its bound."""
         terms = []
-        for name, limit in _POINTS.items():
+        for name in _POINTS:
             difference = getattr(self.avatar, name)[...] - self.start[name][...]
-            terms.append(jnp.mean((difference / getattr(self.limits, limit)) ** 2))
+            terms.append(jnp.mean((difference / self._bound(name)) ** 2))
         return jnp.sum(jnp.stack(terms))
 
-    def stay_within_limits(self) -> None:
-        """Clips the points' variables to the box about their start."""
-        for name, limit in _POINTS.items():
-            start, bound = self.start[name][...], getattr(self.limits, limit)
-            variable = getattr(self.avatar, name)
-            variable[...] = jnp.clip(variable[...], start - bound, start + bound)
+    def trust_what_is_seen(self, filled: Float[Array, "n"], half: float) -> None:
+        """Lets each splat move at filled / (filled + half) of its rate; `filled` is its `visibility`.
+
+        Adam divides each gradient by its own size, so that a splat of which a hundredth of a pixel is seen moves as
+        far as one in full view: that is what tears the sides of a head fitted to its front.
+        """
+        if half:
+            self.trust[...] = filled / (filled + half)
+
+    def restrain(self, before: FinetuneFit) -> None:
+        """Takes back what an update of `before` did to the points beyond their trust and the box about their start."""
+        for name in _POINTS:
+            start, bound = self.start[name][...], self._bound(name)
+            variable, old = getattr(self.avatar, name), getattr(before.avatar, name)[...]
+            trust = self.trust[...].reshape(-1, *[1] * (old.ndim - 1))
+            variable[...] = jnp.clip(old + trust * (variable[...] - old), start - bound, start + bound)
+
+    def _bound(self, name: str) -> Float[Array, ""]:
+        return getattr(self.limits, _POINTS[name]) * self.freedom[...]
 
 
 Fittable = IdentityFit | FinetuneFit
@@ -134,7 +170,8 @@ def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[S
     for plan, batch in evaluation_batches(pixels, items, references=items):
         codes = jax.device_get(encode(networks, batch))
         if tables is None:
-            shape = (len(pixels.dataset.frames), codes[0].shape[-1])
+            rows = _TABLE_ROWS * -(-len(pixels.dataset.frames) // _TABLE_ROWS)
+            shape = (rows, codes[0].shape[-1])
             tables = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for table, code in zip(tables, codes, strict=True):
             table[plan.frame.row] = code[0, 0]
@@ -173,15 +210,19 @@ def visibility(
     return jnp.mean(jnp.stack([filled(fit, batch) for _, batch in batches]), axis=0)
 
 
+# (state, batch, perceptual weights, steps=the schedule's length) -> (state, scalars). All that belongs to one avatar is
+# among these, nothing in the function: avatars of one head model are one compiled program.
+Advance = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitStep:
     """One step, ready to run."""
 
     name: str  # "identity" or "finetune"
-    steps: int
     graphdef: Any
     state: TrainState
-    advance: Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]
+    advance: Advance
 
 
 def identity_step(fit: IdentityFit, settings: IdentitySettings, *, backend: str, seed: int) -> FitStep:
@@ -189,14 +230,13 @@ def identity_step(fit: IdentityFit, settings: IdentitySettings, *, backend: str,
     graphdef, params, fixed = nnx.split(  # type: ignore[misc]  # the stubs lose the count
         fit, lambda path, _: path[0] == "identity_code", ...
     )
-    optimizer = adam(settings.rates, settings.schedule, steps=settings.steps)
-    context = StepContext(weights=settings.losses, backend=backend)
+    optimizer = adam(settings.rates, settings.schedule)
+    context = StepContext(weights=settings.losses, backend=backend, downscale=settings.downscale)
     state = TrainState(
         step=jnp.zeros((), jnp.int32), params=params, fixed=fixed, optimizer=optimizer.init(params)
     )
     return FitStep(
         name="identity",
-        steps=settings.steps,
         graphdef=graphdef,
         state=state,
         advance=make_step(graphdef, optimizer, _picture_losses, context, seed=seed),
@@ -207,71 +247,38 @@ def finetune_step(
     fit: FinetuneFit,
     settings: FinetuneSettings,
     *,
-    steps: int,
-    few_images: bool,
-    filled: Float[Array, "n"],
+    networks: Sequence[str],
+    cameras: bool,
     backend: str,
     seed: int,
 ) -> FitStep:
-    """Step 2: points, f_dyn and, unless there are few images, f_exp and the refine network.
-
-    `filled` is each splat's `visibility`.
-    """
-    free: set[tuple[str, ...]] = {("avatar", name) for name in (*_POINTS, "dynamics")}
-    if settings.rates.pose_corrections:
-        free.add(("pose_corrections",))
-    if not few_images:
-        free |= {("avatar", "networks", "expression"), ("avatar", "networks", "refine")}
+    """Step 2: the points, those of f_exp, the refine network and f_dyn that `networks` names (`NETWORKS`), and with
+    `cameras` the corrections of head poses and focal length."""
+    free = {("avatar", name) for name in _POINTS} | {_PLACES[name] for name in networks}
+    if cameras:
+        free |= {("pose_corrections",), ("log_focal",)}
 
     def moves(path: tuple[Any, ...], _: Any) -> bool:
         return any(tuple(path[: len(prefix)]) == prefix for prefix in free)
 
     graphdef, params, fixed = nnx.split(fit, moves, ...)  # type: ignore[misc]  # the stubs lose the count
-    optimizer = optax.chain(
-        adam(settings.rates, settings.schedule, steps=steps), _trusting(filled, settings.trust_pixels)
-    )
-    context = StepContext(weights=settings.losses, backend=backend)
+    optimizer = adam(settings.rates, settings.schedule)
+    weights = settings.losses if cameras else dataclasses.replace(settings.losses, correction=0.0)
+    context = StepContext(weights=weights, backend=backend)
     unbounded = make_step(graphdef, optimizer, _finetune_losses, context, seed=seed)
 
-    def advance(state: TrainState, batch: Batch, perceptual: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, scalars = unbounded(state, batch, perceptual)
-        moved = nnx.merge(graphdef, state.params, state.fixed, copy=True)
-        moved.stay_within_limits()
-        return dataclasses.replace(state, params=nnx.split(moved, moves, ...)[1]), scalars
+    def advance(
+        state: TrainState, batch: Batch, perceptual: Any, *, steps: Any
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        moved, scalars = unbounded(state, batch, perceptual, steps=steps)
+        after = nnx.merge(graphdef, moved.params, moved.fixed, copy=True)
+        after.restrain(nnx.merge(graphdef, state.params, state.fixed))
+        return dataclasses.replace(moved, params=nnx.split(after, moves, ...)[1]), scalars
 
     state = TrainState(
         step=jnp.zeros((), jnp.int32), params=params, fixed=fixed, optimizer=optimizer.init(params)
     )
-    return FitStep(name="finetune", steps=steps, graphdef=graphdef, state=state, advance=advance)
-
-
-def finetune_length(settings: FitSettings, training_frames: int) -> tuple[int, bool]:
-    """Step 2's length, and whether there are few images, for which it is cut in proportion."""
-    few = settings.few_images
-    if training_frames >= few.below:
-        return settings.finetune.steps, False
-    cut = round(settings.finetune.steps * training_frames / few.below)
-    return min(settings.finetune.steps, max(few.fewest_steps, cut)), True
-
-
-def _trusting(filled: Float[Array, "n"], half: float) -> optax.GradientTransformation:
-    """Scales the updates of point variables by filled / (filled + half).
-
-    Adam divides each gradient by its own size, so that a splat of which a hundredth of a pixel is seen moves
-    as far as one in full view: that is what tears the sides of a head fitted to its front.
-    """
-    trust = filled / (filled + half) if half else jnp.ones_like(filled)
-
-    def scale(updates: Any, _: Any) -> Any:
-        def one(path: tuple[Any, ...], update: Array) -> Array:
-            names = {str(getattr(key, "key", "")) for key in path}
-            if not names & set(_POINTS):
-                return update
-            return update * trust.reshape(-1, *[1] * (update.ndim - 1))
-
-        return jax.tree_util.tree_map_with_path(one, updates)
-
-    return optax.stateless(scale)
+    return FitStep(name="finetune", graphdef=graphdef, state=state, advance=advance)
 
 
 def _picture_losses(
@@ -291,6 +298,8 @@ def _finetune_losses(
     terms = _picture_losses(model, batch, perceptual, key, context)
     if _weights(context).anchor:
         terms["anchor"] = model.departure()
+    if _weights(context).correction:
+        terms["correction"] = model.correction(batch)
     return terms
 
 

@@ -63,6 +63,17 @@ def to_canonical(points: Float[Array, "*#b n 3"], pose: Pose) -> Float[Array, "*
     return (points - pose.translation[..., None, :]) @ rotation
 
 
+def refocused(camera: Camera, center: Float[Array, "*b 3"], log_factor: Float[Array, ""]) -> Camera:
+    """A camera whose focal length is exp(`log_factor`) times as long, moved back so that `center` looks as large."""
+    factor = jnp.exp(log_factor)
+    matrix = camera.world_to_camera
+    depth = jnp.sum(matrix[..., 2, :3] * center, axis=-1) + matrix[..., 2, 3]
+    return Camera(
+        world_to_camera=matrix.at[..., 2, 3].add((factor - 1.0) * depth),
+        intrinsics=camera.intrinsics.at[..., :2, :2].multiply(factor),
+    )
+
+
 def to_camera(points: Float[Array, "*#b n 3"], camera: Camera) -> Float[Array, "*b n 3"]:
     """World to camera coordinates (OpenCV)."""
     matrix = camera.world_to_camera

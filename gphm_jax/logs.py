@@ -138,8 +138,12 @@ class ProgressBar:
     ) -> None:
         self._bar.close()
 
-    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves to step `done`; of `values`, the total loss and the PSNR are shown where they are given."""
+    def update(
+        self, done: int, values: Mapping[str, float] | None = None, *, total: int | None = None
+    ) -> None:
+        """Moves to step `done`, of `total` now; of `values`, the total loss and the PSNR are shown where given."""
+        if total is not None:
+            self._bar.total = total
         shown = {name: f"{float(values[name]):.4g}" for name in ("loss", "psnr") if values and name in values}
         if shown:
             self._bar.set_postfix(shown, refresh=False)

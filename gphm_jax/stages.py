@@ -178,7 +178,7 @@ def _trained(stage: Stage, workdir: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         )
     checkpoints = Checkpoints(folder)
     meta = checkpoints.meta()
-    graphdef, params, fixed = split_model(rebuild(stage, meta))
+    graphdef, params, fixed = split_model(nnx.eval_shape(lambda: rebuild(stage, meta)))
     restored = checkpoints.restore_model(params, fixed)
     checkpoints.close()
     return nnx.merge(graphdef, *restored), meta

@@ -181,10 +181,15 @@ def downscaled(batch: Batch, factor: int) -> Batch:
 
 def make_step(
     graphdef: Any, optimizer: Any, loss_function: LossFunction, context: StepContext, *, seed: int
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Scalars]]:
-    """`step(state, batch, perceptual_weights) -> (state, scalars)`, not yet compiled."""
+) -> Callable[..., tuple[TrainState, Scalars]]:
+    """`step(state, batch, perceptual_weights) -> (state, scalars)`, not yet compiled.
 
-    def step(state: TrainState, batch: Batch, perceptual: Any) -> tuple[TrainState, Scalars]:
+    Further arguments, by name, are the optimizer's.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, perceptual: Any, **options: Any
+    ) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = downscaled(batch, context.downscale)
 
@@ -197,7 +202,7 @@ def make_step(
 
         (_, scalars), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         scalars["gradient_norm"] = optax.tree.norm(gradients)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params, **options)
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(state, step=state.step + 1, params=params, optimizer=moments), scalars
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -14,22 +15,21 @@ import numpy as np
 import pytest
 from absl import flags
 from dataset_fixture import write_dataset
+from fit_fixture import finetune_fit, first_batch, make_toy, run_steps, tiny, toy_footage
 from flax import nnx
-from prior_fixture import SETTINGS, make_prior, save_prior, toy_spec
+from prior_fixture import SETTINGS, save_prior, toy_spec
 
 from configs.fit import get_config
+from gphm_jax.avatar import Avatar
 from gphm_jax.avatar_model import bake
 from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.errors import InputError
-from gphm_jax.fit_footage import open_fit_footage
+from gphm_jax.fit_pace import Clock, Pace
 from gphm_jax.fit_results import angles_aside, evaluate_fit, make_avatar
 from gphm_jax.fit_run import Fit, run_step
 from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights
 from gphm_jax.fitting import (
-    FinetuneFit,
     IdentityFit,
-    encode_frames,
-    finetune_length,
     finetune_step,
     identity_step,
     visibility,
@@ -37,6 +37,7 @@ from gphm_jax.fitting import (
 from gphm_jax.logs import RunLog, read_metrics
 from gphm_jax.optim import Rates, Schedule
 from gphm_jax.settings import from_mapping
+from gphm_jax.stages import load_prior
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -65,19 +66,16 @@ def program():
     return module
 
 
-def tiny(**changes):
-    """The tiny preset with some settings changed."""
-    config = get_config("tiny")
-    config.finetune.losses.eye_gain = 1.0  # the fixture's heads have 5 landmarks
-    return dataclasses.replace(from_mapping(FitSettings, config.to_dict()), **changes)
-
-
 def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog):
     out = tmp_path / "out"
     program.fit_person(tiny(), prior_dir, footage_dir, out)
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["training_frames"] == 4 and figures["heldout"]["count"] == 1
-    assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 12
+    assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 5  # of 12: four images are few
+    assert figures["by_images"] == "three" and not figures["corrected_cameras"]
+    times = [row["seconds"] for row in figures["progress"]]
+    assert times == sorted(times) and times[0] > 0 and times[-1] <= figures["seconds"]
+    assert figures["progress"][0]["psnr"] < figures["progress"][-1]["psnr"] < 60
     assert len(figures["side_views"]) == 2  # two cameras beside the fitted one
     assert 0 < figures["heldout"]["psnr_coarse"] < 60
     assert figures["heldout"]["psnr_coarse"] != figures["heldout"]["psnr"]
@@ -89,6 +87,19 @@ def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog
     program.fit_person(tiny(), prior_dir, footage_dir, out)
     assert "done already" in caplog.text
     assert (out / "metrics.json").stat().st_mtime_ns == written
+
+
+def test_no_time_at_all_is_still_an_avatar(program, prior_dir, footage_dir, tmp_path):
+    out = tmp_path / "out"
+    program.fit_person(tiny(), prior_dir, footage_dir, out, seconds=0.0)
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["identity"]["steps"] == figures["finetune"]["steps"] == 0
+    mean = Avatar.load(out / "avatar").model.positions[...]
+    prior = load_prior(prior_dir)[0]
+    code = np.mean(prior.subjects.codes[...], axis=0)[None]
+    np.testing.assert_allclose(mean, prior.neutral(jnp.asarray(code)).positions[0, :300], atol=1e-4)
+    with pytest.raises(InputError, match="another --seconds"):
+        program.fit_person(tiny(), prior_dir, footage_dir, out, seconds=5.0)
 
 
 def test_bad_input_is_one_line(footage_dir, tmp_path):
@@ -123,10 +134,6 @@ def test_eyes_of_other_landmark_sets_are_named_before_any_work(program, prior_di
     with pytest.raises(InputError, match=r"config.finetune.losses.eye_gain=3.0: .* are 5: set it to 1"):
         program.fit_person(tiny(finetune=finetune), prior_dir, footage_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def toy_footage(path, **changes):
-    return open_fit_footage(path, tiny(**changes), SETTINGS)
 
 
 def test_footage_is_divided_by_frame_and_camera(footage_dir):
@@ -170,12 +177,26 @@ def test_a_person_is_to_be_chosen(tmp_path):
         toy_footage(people)
 
 
-def test_the_length_falls_with_the_images():
-    settings = from_mapping(FitSettings, get_config("small").to_dict())
-    few = settings.few_images
-    assert finetune_length(settings, few.below) == (settings.finetune.steps, False)
-    assert finetune_length(settings, few.below // 2) == (settings.finetune.steps // 2, True)
-    assert finetune_length(settings, 1) == (few.fewest_steps, True)
+def test_the_more_images_the_more_may_change():
+    table = from_mapping(FitSettings, get_config("small").to_dict()).by_images
+    counts = (1, 3, 10, 100, 1000)
+    assert [table.row(count)[0] for count in counts] == ["one", "three", "ten", "hundred", "video"]
+    rows = [table.row(count)[1] for count in counts]
+    for fewer, more in itertools.pairwise(rows):
+        assert fewer.length <= more.length and fewer.freedom <= more.freedom
+        assert set(fewer.moves) <= set(more.moves)
+    assert rows[0].freedom < rows[-1].freedom and "expression" not in rows[1].moves and "refine" in rows[-1].moves
+    assert table.row(table.three.up_to)[0] == "three" and table.row(table.three.up_to + 1)[0] == "ten"
+
+
+def test_few_frames_are_those_of_the_most_different_views(tmp_path):
+    footage = toy_footage(write_dataset(tmp_path, identities=1, frames=5, views=("0",)))
+    turns = [item.frame.rotation[0] for item in footage.training]
+    assert np.ptp(turns) == pytest.approx(0.2)  # nodding
+    few = toy_footage(tmp_path, images=3).training
+    assert [item.frame.name for item in few][-1] == "0004" and len(few) == 3
+    assert np.ptp([item.frame.rotation[0] for item in few]) == pytest.approx(0.2)
+    assert len(toy_footage(tmp_path, images=9).training) == 5
 
 
 def test_pictures_without_a_mask_have_no_figure_inside_it(toy):
@@ -223,9 +244,7 @@ def test_every_preset_is_a_whole_configuration(preset):
 @pytest.fixture(scope="module")
 def toy(footage_dir):
     """(footage, prior, frame codes) in this process."""
-    footage = toy_footage(footage_dir)
-    prior = make_prior()[0]
-    return footage, prior, encode_frames(prior.networks, footage.pixels, footage.driven)
+    return make_toy(footage_dir)
 
 
 def test_codes_are_those_of_each_frame(toy):
@@ -235,26 +254,6 @@ def test_codes_are_those_of_each_frame(toy):
     expected = prior.networks.expression_encoder(jnp.asarray(batch.face_image))[0, 0]
     np.testing.assert_allclose(codes.expression[item.frame.row], expected, rtol=1e-5, atol=1e-6)
     assert np.ptp(codes.expression, axis=0).max() > 1e-3  # frames differ
-
-
-def first_batch(footage):
-    return next(evaluation_batches(footage.pixels, footage.training, references=footage.driven))[1]
-
-
-def finetune_fit(toy, **limits):
-    _, prior, codes = toy
-    avatar = bake(prior, jnp.asarray(prior.subjects.codes[...][0]), toy_spec(prior), seed=0)
-    return FinetuneFit(avatar, codes, dataclasses.replace(FinetuneSettings().limits, **limits))
-
-
-def run_steps(step, footage, count):
-    batch = first_batch(footage)
-    advance = jax.jit(step.advance)
-    state, rows = step.state, []
-    for _ in range(count):
-        state, scalars = advance(state, batch, None)
-        rows.append(scalars)
-    return nnx.merge(step.graphdef, state.params, state.fixed, copy=True), rows
 
 
 def test_identity_step_moves_the_code_alone_and_lowers_the_loss(toy):
@@ -277,12 +276,13 @@ def test_finetuning_moves_what_it_may_within_its_limits(toy):
     fit = finetune_fit(toy, position=1e-3, color=0.02)
     settings = FinetuneSettings(
         losses=FitWeights(perceptual=0.0, alpha=0.5, anchor=0.1),
-        rates=Rates(positions=1e-2, color=1e-2, pose_corrections=0.0),
-        trust_pixels=0.5,
+        rates=Rates(positions=1e-2, color=1e-2, pose_corrections=1e-2),
     )
-    filled = jnp.ones(300).at[:50].set(0.0)
-    for few in (False, True):
-        step = finetune_step(fit, settings, steps=8, few_images=few, filled=filled, backend="auto", seed=0)
+    fit.trust_what_is_seen(jnp.ones(300).at[:50].set(0.0), 0.5)
+    for networks in ({"expression", "refine"}, set()):
+        step = finetune_step(
+            fit, settings, networks=(*networks, "dynamics"), cameras=False, backend="auto", seed=0
+        )
         fitted, rows = run_steps(step, footage, 4)
         assert rows[-1]["coarse"] < rows[0]["coarse"] and 0.0 == rows[0]["anchor"] < rows[-1]["anchor"]
         moved = np.abs(np.asarray(fitted.avatar.positions[...] - fit.start["positions"][...])).max(axis=1)
@@ -296,10 +296,11 @@ def test_finetuning_moves_what_it_may_within_its_limits(toy):
             if not np.array_equal(old.get_value(), new.get_value())
         }
         nets = {name.split("/")[2] for name in changed if name.startswith("avatar/networks")}
-        assert nets == (set() if few else {"expression", "refine"})
+        assert nets == networks
         assert any(name.startswith("avatar/dynamics") for name in changed)
         assert not any(
-            name.startswith(("start", "avatar/features", "avatar/weight", "pose")) for name in changed
+            name.startswith(("start", "avatar/features", "avatar/weight", "pose", "log_focal"))
+            for name in changed
         )
 
 
@@ -322,13 +323,13 @@ def test_an_interrupted_step_goes_on_to_the_same_bits(toy, tmp_path):
     plain = dataclasses.replace(settings.identity, schedule=Schedule(), losses=FitWeights(perceptual=0.0))
 
     def run(out, steps):
-        step = identity_step(
-            IdentityFit(prior, codes), dataclasses.replace(plain, steps=steps), backend="auto", seed=0
-        )
-        with RunLog(out) as log:
-            fit = Fit(settings=settings, prior=SETTINGS, out=out, footage=footage, log=log, perceptual=None)
-            fitted = run_step(fit, step, 2)
-        return np.asarray(fitted.identity_code[...])
+        step = identity_step(IdentityFit(prior, codes), plain, backend="auto", seed=0)
+        with RunLog(out) as log, Clock() as clock:
+            fit = Fit(
+                settings=settings, prior=SETTINGS, out=out, footage=footage, log=log, perceptual=None, clock=clock
+            )
+            last = run_step(fit, step, Pace(clock, steps=steps), 2)[-1]
+        return np.asarray(last.module.identity_code[...])
 
     whole = run(tmp_path / "whole", 4)
     half = run(tmp_path / "parts", 2)

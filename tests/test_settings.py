@@ -160,7 +160,14 @@ def test_values_that_no_run_survives_are_named(key, value):
         ("finetune.frames", 0),
         ("finetune.limits.color", 0.0),
         ("finetune.trust_pixels", -1.0),
-        ("few_images.fewest_steps", 0),
+        ("identity.downscale", 0),
+        ("identity.share", 1.5),
+        ("by_images.ten.length", 0.0),
+        ("by_images.one.freedom", NAN),
+        ("by_images.video.moves", ("refine", "motion")),
+        ("region", "hat"),
+        ("correct_cameras", "maybe"),
+        ("images", -1),
         ("held_out_fraction", 1.0),
         ("held_out_fraction", NAN),
         ("preview.frames", 0),
@@ -181,10 +188,13 @@ def test_values_that_no_fit_survives_are_named(key, value):
 
 def test_a_fits_crops_lie_in_the_head_models_pictures():
     settings = changed(TINY_FIT, "finetune.losses.perceptual", 0.1)
-    settings.check_crops(64)
+    settings.check_sizes(TINY)
+    small = changed(TINY, "data.image_size", 32)
     with pytest.raises(InputError, match="config.finetune.losses.perceptual_crop=64.*between 16 and 32"):
-        settings.check_crops(32)
-    TINY_FIT.check_crops(32)  # asks for no perceptual loss
+        settings.check_sizes(small)
+    TINY_FIT.check_sizes(small)  # asks for no perceptual loss
+    with pytest.raises(InputError, match="config.identity.downscale=16.*multiples of 8"):
+        changed(TINY_FIT, "identity.downscale", 16).check_sizes(small)
 
 
 @pytest.mark.parametrize(

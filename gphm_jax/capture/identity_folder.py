@@ -19,6 +19,7 @@ from gphm_jax.errors import InputError
 from gphm_jax.files import write_json
 
 DONE = "quality.json"  # written last
+GENERATOR = "gphm_jax.tools.preprocess"  # as dataset.json names it
 _VERSION = 1
 _PACKAGES = ("mediapipe", "opencv-python-headless", "numpy", "jax", "optimistix")
 
@@ -49,7 +50,7 @@ def describe(settings: CaptureSettings, sources: Sequence[Mapping[str, str]]) ->
     """The content of dataset.json. `sources` say where the footage lay."""
     return {
         "version": _VERSION,
-        "generator": "gphm_jax.tools.preprocess",
+        "generator": GENERATOR,
         "gphm_jax": gphm_jax.__version__,
         "packages": {name: _version_of(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -46,7 +46,7 @@ class PixelSource:
         self.image_size = image_size
         self.face_size = face_size
         self.nonface_size = nonface_size
-        self._limit = cache_bytes
+        self.cache_bytes = cache_bytes
         self._held = 0
         self._entries: OrderedDict[tuple[str, int, int], tuple[np.ndarray, ...]] = OrderedDict()
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class PixelSource:
             if key not in self._entries:
                 self._entries[key] = entry
                 self._held += sum(array.nbytes for array in entry)
-                while self._held > self._limit:
+                while self._held > self.cache_bytes:
                     _, dropped = self._entries.popitem(last=False)
                     self._held -= sum(array.nbytes for array in dropped)
         return entry

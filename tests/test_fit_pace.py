@@ -1,0 +1,123 @@
+"""A fit against the clock, and that all avatars of a head model are one program."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from dataset_fixture import write_dataset
+from fit_fixture import finetune_fit, first_batch, make_toy
+
+from gphm_jax import fit_pace
+from gphm_jax.fit_pace import Clock, Pace
+from gphm_jax.fit_settings import FinetuneSettings, FitSettings, FitWeights
+from gphm_jax.fitting import IdentityFit, finetune_step, identity_step
+from gphm_jax.optim import Schedule
+
+
+@pytest.fixture
+def time(monkeypatch):
+    """A clock that a test sets."""
+    now = types.SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(fit_pace.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def run(time, pace, cost, every=10):
+    """The steps that a loop would take whose steps cost `cost(done)` seconds."""
+    done = 0
+    length = pace.begin(0)
+    while done < length:
+        time.seconds += cost(done)
+        done += 1
+        if done == length or done % every == 0:
+            length = pace(done)
+    return done
+
+
+@pytest.mark.parametrize(
+    "cost", [lambda done: 0.25, lambda done: 0.1 + 0.004 * done, lambda done: 1.0 if done < 30 else 0.2]
+)
+def test_steps_fill_the_budget(time, cost):
+    clock = Clock(60.0)
+    done = run(time, Pace(clock, steps=600), cost)
+    assert -0.1 <= clock.left() < 2.5  # a step is not cut
+    assert clock.left() < 10 * cost(done)
+
+
+def test_a_share_and_the_most_that_is_asked_for(time):
+    clock = Clock(60.0)
+    assert run(time, Pace(clock, steps=100, share=0.5, most=100), lambda done: 0.1) == 100
+    clock = Clock(60.0)
+    assert run(time, Pace(clock, steps=100, share=0.5, most=100), lambda done: 1.0) == 30
+
+
+def test_without_a_budget_steps_are_those_asked_for(time):
+    assert run(time, Pace(Clock(), steps=37), lambda done: 1e6) == 37
+
+
+def test_no_time_is_no_step(time):
+    assert run(time, Pace(Clock(0.0), steps=100), lambda done: 1.0) == 0
+    clock = Clock(50.0, used=30.0)  # of an interrupted run
+    time.seconds += 20.0
+    assert Pace(clock, steps=100).begin(40) == 40
+
+
+def test_the_clock_stands_still_while_programs_are_compiled(time):
+    with Clock(10.0) as clock:
+        jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 4.0)
+        time.seconds += 6.0
+        assert clock.compiling == 4.0 and clock.elapsed() == 2.0 and clock.left() == 8.0
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 4.0)
+    assert clock.compiling == 4.0
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule(), Schedule(warmup_steps=5, hold_fraction=0.5, final_fraction=0.1), Schedule(hold_fraction=0.0)],
+)
+@pytest.mark.parametrize("steps", [1, 40])
+def test_schedules_are_those_of_the_textbook(schedule, steps):
+    hold = max(round(schedule.hold_fraction * steps), schedule.warmup_steps)
+    expected = optax.join_schedules(
+        [
+            optax.linear_schedule(1.0 / (schedule.warmup_steps + 1), 1.0, max(schedule.warmup_steps, 1)),
+            optax.constant_schedule(1.0),
+            optax.cosine_decay_schedule(1.0, max(steps - hold, 1), schedule.final_fraction),
+        ],
+        [schedule.warmup_steps, hold],
+    )
+    for step in range(steps):
+        np.testing.assert_allclose(schedule.at(step, steps), expected(step), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Footage, head model and codes of two people, of 5 frames and of 12."""
+    return [
+        make_toy(write_dataset(tmp_path_factory.mktemp(f"{frames}"), identities=1, frames=frames, views=("0",)))
+        for frames in (5, 12)
+    ]
+
+
+def program(step, footage, length):
+    lowered = jax.jit(step.advance).lower(step.state, first_batch(footage), None, steps=np.int32(length))
+    return lowered.as_text()
+
+
+def test_all_avatars_are_one_program(people):
+    weights = FitWeights(perceptual=0.0, alpha=0.5, anchor=0.1)
+    settings = FinetuneSettings(losses=weights, trust_pixels=0.5)
+    options = dataclasses.replace(FitSettings().identity, losses=FitWeights(perceptual=0.0))
+    tunings, inversions = set(), set()
+    for index, (footage, prior, codes) in enumerate(people):
+        fit = finetune_fit((footage, prior, codes), code=index, freedom=0.5 + index)
+        fit.trust_what_is_seen(jnp.linspace(0.0, 1.0 + index, 300), settings.trust_pixels)
+        step = finetune_step(fit, settings, networks=("refine",), cameras=True, backend="auto", seed=0)
+        tunings.add(program(step, footage, 10 + index))
+        step = identity_step(IdentityFit(prior, codes), options, backend="auto", seed=0)
+        inversions.add(program(step, footage, 10 + index))
+    assert len(tunings) == 1 and len(inversions) == 1
