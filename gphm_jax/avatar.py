@@ -192,8 +192,8 @@ class Avatar:
     def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> Avatar:
         """Reads a folder that `save` wrote; anything missing or of another shape is an `InputError`."""
         path = pathlib.Path(path)
-        if not (path / "config.json").is_file() and (path / "avatar" / "config.json").is_file():
-            path = path / "avatar"  # the folder of a whole fit
+        if (path / "avatar" / "config.json").is_file():
+            path = path / "avatar"  # the folder of a whole fit, which has a config.json of its own
         spec = _read_spec(path)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: empty_model(spec)))
         z = spec.networks.expression_dim

@@ -174,6 +174,7 @@ def test_what_is_saved_is_what_is_loaded(avatar, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["arrays.npz", "avatar", "config.json"]
     code = avatar.habits.expression
     image, alpha = avatar.render(code, pose=POSE)
+    (tmp_path / "config.json").write_text('{"preset": "small"}')  # the fit's own
     for path in (tmp_path / "avatar", tmp_path):
         loaded = Avatar.load(path)
         np.testing.assert_array_equal(loaded.render(code, pose=POSE)[0], image)
