@@ -1,4 +1,4 @@
-"""The folder of a preprocessed recording: what it was made of, and whether it may be gone on with."""
+"""The folder of an identity made from footage or scans: what it was made of, and whether it may be gone on with."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gphm_jax
-from gphm_jax.capture.recording import Recording
-from gphm_jax.capture.settings import CaptureSettings
+from gphm_jax.capture.settings import CaptureSettings, ScanSettings
 from gphm_jax.data import frame_writer
 from gphm_jax.errors import InputError
 from gphm_jax.files import write_json
 
 DONE = "quality.json"  # written last
-GENERATOR = "gphm_jax.tools.preprocess"  # as dataset.json names it
+GENERATOR = "gphm_jax.tools.preprocess"  # as dataset.json names it where footage was prepared
 _VERSION = 1
-_PACKAGES = ("mediapipe", "opencv-python-headless", "numpy", "jax", "optimistix")
+_PACKAGES = ("mediapipe", "opencv-python-headless", "numpy", "jax", "optimistix", "trimesh")
 
 
-def claim(out: pathlib.Path, recording: Recording, settings: CaptureSettings) -> None:
-    """Makes the folder with its dataset.json, or goes on with one of the same footage and settings.
+def claim(out: pathlib.Path, described: Mapping[str, Any]) -> None:
+    """Makes the folder with its dataset.json, or goes on with one of the same sources and settings.
 
     `InputError` where it cannot be written, or holds something else.
     """
-    described = describe(settings, [{"path": str(recording.source), "sha256": _digest(recording.source)}])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,11 +44,16 @@ def claim(out: pathlib.Path, recording: Recording, settings: CaptureSettings) ->
     write_json(path, described)
 
 
-def describe(settings: CaptureSettings, sources: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """The content of dataset.json. `sources` say where the footage lay."""
+def describe(
+    generator: str,
+    settings: CaptureSettings | ScanSettings,
+    sources: Sequence[Mapping[str, str]],
+    **facts: Any,
+) -> dict[str, Any]:
+    """The content of dataset.json: made by which program, with which settings, of what, and further `facts`."""
     return {
         "version": _VERSION,
-        "generator": GENERATOR,
+        "generator": generator,
         "gphm_jax": gphm_jax.__version__,
         "packages": {name: _version_of(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -59,8 +62,14 @@ def describe(settings: CaptureSettings, sources: Sequence[Mapping[str, str]]) ->
         "face_model": settings.face_model or "embedded",
         "settings": {key: value for key, value in dataclasses.asdict(settings).items() if value != ""},
         "sources": list(sources),
-        "licences": "as the footage's; preprocessing adds none",
+        "licences": "as the sources'; this program adds none",
+        **facts,
     }
+
+
+def source_of(path: pathlib.Path) -> dict[str, str]:
+    """Where footage lay, and a sum by which it is known again."""
+    return {"path": str(path), "sha256": _digest(path)}
 
 
 def is_done(out: pathlib.Path) -> bool:

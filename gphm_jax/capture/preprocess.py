@@ -12,6 +12,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,12 +22,12 @@ from gphm_jax.capture import quality
 from gphm_jax.capture.cutting import write_frames
 from gphm_jax.capture.expressions import expression_images
 from gphm_jax.capture.framing import Square, frame_view
-from gphm_jax.capture.identity_folder import DONE, claim, describe, is_done
+from gphm_jax.capture.identity_folder import DONE, GENERATOR, claim, describe, is_done, source_of
 from gphm_jax.capture.landmarks import open_landmarker
 from gphm_jax.capture.mattes import open_matter
 from gphm_jax.capture.names import unique_names
 from gphm_jax.capture.recording import Recording
-from gphm_jax.capture.settings import CaptureSettings
+from gphm_jax.capture.settings import CaptureSettings, ScanSettings
 from gphm_jax.capture.sightings import Sighting, find_faces
 from gphm_jax.capture.sources import open_recordings, recording_paths
 from gphm_jax.capture.tracking import Track, TrackedFrame, track
@@ -61,7 +62,7 @@ def preprocess(
     Run again, it goes on where it stopped. `InputError` where the folder holds other footage or settings, or nothing
     of the footage can be used.
     """
-    claim(out, recording, settings)
+    claim(out, _described(settings, source_of(recording.source)))
     seconds: dict[str, float] = {}
     with (
         _timed(seconds, "faces"),
@@ -119,13 +120,17 @@ def preprocess_all(
         unit="clip",
     )
     made = sorted(folder.parent.name for folder in out.glob("*/quality.json"))
-    write_json(out / "dataset.json", {**describe(settings, [{"path": str(path)}]), "identities": made})
+    write_json(out / "dataset.json", {**_described(settings, {"path": str(path)}), "identities": made})
     done.conclude(out / "failed.json")
 
 
-def read_face_model(settings: CaptureSettings) -> MorphableModel:
+def read_face_model(settings: CaptureSettings | ScanSettings) -> MorphableModel:
     """The embedded face model, or that of the settings' file."""
     return load(expanded(settings.face_model)) if settings.face_model else embedded()
+
+
+def _described(settings: CaptureSettings, source: Mapping[str, str]) -> dict[str, Any]:
+    return describe(GENERATOR, settings, [source])
 
 
 def _preprocess_clip(job: tuple[pathlib.Path, pathlib.Path], settings: CaptureSettings) -> None:

@@ -1,4 +1,4 @@
-"""What preprocessing may be told; everything that decides the bytes of an identity folder, besides its footage."""
+"""What preprocessing may be told; everything that decides the bytes of an identity folder, besides its sources."""
 
 from __future__ import annotations
 
@@ -27,12 +27,38 @@ class CaptureSettings:
 
     def check(self, prefix: str) -> None:
         """Raises `InputError` naming `prefix` and the key for a value that cannot be."""
-        for key, low, high in (("size", 64, 4096), ("expression_images", 0, 64), ("max_frames", 0, 10**9)):
-            value = getattr(self, key)
-            if not low <= value <= high:
-                raise InputError(f"{prefix}{key}={value}: must be between {low} and {high}")
+        _check_ranges(self, prefix, size=(64, 4096), expression_images=(0, 64), max_frames=(0, 10**9))
         if not self.fps > 0:
             raise InputError(f"{prefix}fps={self.fps}: must be positive")
         for key, known in (("landmarks", LANDMARKS), ("matting", MATTINGS)):
-            if getattr(self, key) not in known:
-                raise InputError(f"{prefix}{key}={getattr(self, key)}: must be one of {', '.join(known)}")
+            _check_known(self, prefix, key, known)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    """See `python -m gphm_jax.tools.render_scans --help`."""
+
+    size: int = 512  # side of the pictures, pixels
+    views: int = 80  # pictures of a scan, as in the paper
+    landmarks: str = "mediapipe"  # who finds faces: one of LANDMARKS
+    landmark_model: str = ""  # its weight file, where one's own
+    face_model: str = ""  # a BFM (.mat, .h5) or FLAME (.npz) file; empty: the embedded face model
+    expressions: str = "synthetic"  # where expression images come from: this, or a folder
+    expression_images: int = 1  # a scan, where they are rendered
+
+    def check(self, prefix: str) -> None:
+        """Raises `InputError` naming `prefix` and the key for a value that cannot be."""
+        _check_ranges(self, prefix, size=(64, 4096), views=(1, 400), expression_images=(0, 64))
+        _check_known(self, prefix, "landmarks", LANDMARKS)
+
+
+def _check_ranges(settings: object, prefix: str, **ranges: tuple[int, int]) -> None:
+    for key, (low, high) in ranges.items():
+        value = getattr(settings, key)
+        if not low <= value <= high:
+            raise InputError(f"{prefix}{key}={value}: must be between {low} and {high}")
+
+
+def _check_known(settings: object, prefix: str, key: str, known: tuple[str, ...]) -> None:
+    if getattr(settings, key) not in known:
+        raise InputError(f"{prefix}{key}={getattr(settings, key)}: must be one of {', '.join(known)}")

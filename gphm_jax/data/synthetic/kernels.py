@@ -220,6 +220,32 @@ def shade_opaque(
 
 @_jit
 @no_type_check
+def paint_opaque(
+    owner, first_face, last_face, faces, uv_faces, points, inverse_depth, colours, uvs, texture, image, box
+):  # fmt: skip
+    """Texture times vertex colour, without light, at the pixels whose nearest face is in [first_face, last_face)."""
+    texel = np.empty(4, np.float32)
+    for y in range(box[1], box[3]):
+        for x in range(box[0], box[2]):
+            f = owner[y, x]
+            if f < first_face or f >= last_face:
+                continue
+            a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+            w0, w1, w2 = _corner_weights(
+                np.float32(x + 0.5), np.float32(y + 0.5), points, inverse_depth, a, b, c
+            )
+            g = f - first_face
+            ua, ub, uc = uv_faces[g, 0], uv_faces[g, 1], uv_faces[g, 2]
+            u = w0 * uvs[ua, 0] + w1 * uvs[ub, 0] + w2 * uvs[uc, 0]
+            v = w0 * uvs[ua, 1] + w1 * uvs[ub, 1] + w2 * uvs[uc, 1]
+            _sample(texture, u, v, texel)
+            for k in range(3):
+                image[y, x, k] = texel[k] * (w0 * colours[a, k] + w1 * colours[b, k] + w2 * colours[c, k])
+            image[y, x, 3] = 1.0
+
+
+@_jit
+@no_type_check
 def blend_transparent(
     order, faces, uv_faces, points, inverse_depth, irradiance, uvs, texture, tint, grey,
     nearest, bias, image,

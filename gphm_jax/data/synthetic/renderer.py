@@ -25,7 +25,7 @@ _HUG = np.float32(1.0015)
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
     """How a part answers light. `texture` is RGBA display values; its alpha is coverage on a transparent
-    part and gloss on an opaque one."""
+    part and gloss on an opaque one. An unlit part shows its texture as it is."""
 
     texture: UInt8[np.ndarray, "h w 4"]
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -35,6 +35,7 @@ class Material:
     specular: float = 0.0
     gloss: float = 20.0
     wrap: tuple[float, float, float] = (0.0, 0.0, 0.0)  # light that bleeds past the shadow line, per channel
+    unlit: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,6 +203,13 @@ def light(parts: list[Part], lights: Lights, *, shadow_size: int = 384) -> Lit:
     return Lit(opaque=opaque, transparent=transparent, highlights=lights.highlights)
 
 
+def unlit(parts: list[Part], colours: list[Float[np.ndarray, "_ 3"]]) -> Lit:
+    """Opaque, unlit parts ready to be seen; `colours` at their vertices multiply the textures, in display values."""
+    joined = _join(tuple(parts))
+    joined.irradiance[:] = np.concatenate(colours)
+    return Lit(opaque=joined, transparent=_join(()), highlights=np.zeros((0, 4), np.float32))
+
+
 def _project(
     joined: _Joined, world_to_camera: np.ndarray, intrinsics: np.ndarray, factor: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +245,12 @@ def render(
         material = part.material
         span = slice(solid.first_vertex[k], solid.first_vertex[k + 1])
         first, last = solid.first_face[k], solid.first_face[k + 1]
+        if material.unlit:
+            kernels.paint_opaque(
+                owner, first, last, solid.faces, part.uv_faces, points, inverse, solid.irradiance, part.uvs,
+                material.texture, image, _box(points[span], wide),
+            )  # fmt: skip
+            continue
         kernels.shade_opaque(
             owner, first, last, solid.faces, part.uv_faces, points, inverse, solid.vertices, solid.normals,
             solid.irradiance, part.uvs, material.texture, np.array(material.tint, np.float32), eye,
@@ -247,6 +261,20 @@ def render(
     small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     values = np.rint(np.clip(small, 0.0, 1.0) * 255.0).astype(np.uint8)
     return np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
+
+
+def front_share(
+    lit: Lit, world_to_camera: Float[np.ndarray, "3 4"], intrinsics: Float[np.ndarray, "3 3"], size: int
+) -> float:
+    """How much of what a view shows of the opaque parts turns its front to the camera, by the faces' winding."""
+    solid = lit.opaque
+    points, inverse = _project(solid, world_to_camera, intrinsics, 1)
+    nearest, owner = np.zeros((size, size), np.float32), np.full((size, size), -1, np.int32)
+    kernels.visibility_pass(points, inverse, solid.faces, np.zeros(len(solid.faces), bool), nearest, owner)
+    a, b, c = points[solid.faces[owner[owner >= 0]]].transpose(1, 2, 0)
+    # The image's y runs down, so a face seen from outside has a negative area.
+    fronts = (b[0] - a[0]) * (c[1] - a[1]) < (c[0] - a[0]) * (b[1] - a[1])
+    return float(fronts.mean()) if fronts.size else 1.0
 
 
 def _blend(
