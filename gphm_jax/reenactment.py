@@ -21,9 +21,9 @@ from gphm_jax.types import Camera, Pose
 
 _CHUNK = 16  # faces encoded at once
 # Cut-offs at rest in Hz, and what each unit of speed adds: radians or head lengths a second, and the codes' own spread
-# a second. A head turns at 1 radian, a blink moves the code by 10 spreads a second: both then pass at 6 Hz and more.
+# a second. A head turns at 1 radian, a blink moves the code by 10 spreads a second: both pass.
 _POSE_FILTER = {"cutoff": 1.5, "gain": 5.0}
-_CODE_FILTER = {"cutoff": 3.0, "gain": 0.5}
+_CODE_FILTER = {"cutoff": 3.0, "gain": 1.0}
 _MOVES = 0.05  # a score with a smaller standard deviation does not move: its correlation would be chance
 
 
@@ -35,6 +35,7 @@ class Direction:
     pose: str = "driver"  # or "still": the head at rest before the avatar's own camera
     neck: str = "driven"  # or "held": the motion code of a training sample
     angle: float = 35.0  # degrees from which the side view looks
+    calibrate: bool = True  # the driver's usual code is taken for the avatar's; by the encoder only
     smooth: bool = True
 
 
@@ -77,6 +78,9 @@ def perform(
             )
     else:
         expression = _encoded(avatar.encode, lambda row: driver.face(row, spec.face_size), len(driver.frames))
+        if direction.calibrate:
+            # What the encoder makes of a stranger's skin and light is in every code, and the avatar would wear it.
+            expression += np.asarray(avatar.habits.expression) - np.median(expression[rows], axis=0)
     if direction.neck == "driven":
         motion = _encoded(
             avatar.encode_motion, lambda row: driver.nonface(row, spec.nonface_size), len(driver.frames)
@@ -120,18 +124,22 @@ def follows(driver: Float[np.ndarray, "n 52"], result: Float[np.ndarray, "n 52"]
     """How an avatar's expression scores follow its driver's over the pictures where both show a face.
 
     `correlation` is that of all scores together, each about its own mean: those that move much count most. `scores`
-    holds each one that moves, by name. None, and empty, where nothing does.
+    holds each one that moves with the driver, by name, `mean_correlation` their mean. None, and empty, where nothing
+    does.
     """
     seen = np.isfinite(driver).all(axis=1) & np.isfinite(result).all(axis=1)
     true, made = driver[seen].astype(np.float64), result[seen].astype(np.float64)
     if not len(true):
-        return {"pictures": 0, "correlation": None, "scores": {}}
+        return {"pictures": 0, "correlation": None, "mean_correlation": None, "scores": {}}
     true, made = true - true.mean(axis=0), made - made.mean(axis=0)
     moving = np.flatnonzero(true.std(axis=0) > _MOVES)
+    scores = {ARKIT[k]: _correlation(true[:, k], made[:, k]) for k in moving}
     return {
         "pictures": len(true),
         "correlation": _correlation(true.ravel(), made.ravel()),
-        "scores": {ARKIT[k]: _correlation(true[:, k], made[:, k]) for k in moving},
+        # One that stays still in the result does not follow.
+        "mean_correlation": float(np.mean([value or 0.0 for value in scores.values()])) if scores else None,
+        "scores": scores,
     }
 
 

@@ -30,7 +30,7 @@ CAMERA = Camera(
     world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
     intrinsics=jnp.asarray([[58.0, 0, 16], [0, 58, 16], [0, 0, 1]]),
 )
-PLAIN = Direction(smooth=False)
+PLAIN = Direction(calibrate=False, smooth=False)
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +129,24 @@ def test_poses_and_necks_can_be_held(avatar, driven):
 
 
 def test_smoothing_calms_poses_and_codes(avatar, driven):
-    rough, calm = perform(avatar, driven, PLAIN), perform(avatar, driven, Direction())
+    rough, calm = perform(avatar, driven, PLAIN), perform(avatar, driven, Direction(calibrate=False))
     for name in ("rotation", "translation", "expression", "motion"):
         before, after = getattr(rough, name), getattr(calm, name)
         jerk = [np.abs(np.diff(values, n=2, axis=0)).sum() for values in (before, after)]
         assert 0 < jerk[1] < jerk[0]
         assert np.linalg.norm(after - before) < 0.5 * np.linalg.norm(before - before.mean(axis=0)) + 1e-6
+
+
+def test_calibrated_codes_lie_about_the_avatars_own(avatar, driven):
+    raw, own = (
+        perform(avatar, driven, PLAIN),
+        perform(avatar, driven, dataclasses.replace(PLAIN, calibrate=True)),
+    )
+    np.testing.assert_allclose(np.median(own.expression, axis=0), avatar.habits.expression, atol=1e-5)
+    shift = own.expression - raw.expression
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-5)
+    assert np.abs(shift).max() > 0.01
+    np.testing.assert_array_equal(own.motion, raw.motion)
 
 
 class Regressor:
@@ -180,13 +192,15 @@ def test_correlation_is_over_pictures_in_which_both_show_a_face():
     made[4] = np.nan
     told = follows(true, made)
     assert told["pictures"] == 3 and told["correlation"] == pytest.approx(1.0)
-    assert told["scores"] == {ARKIT[0]: pytest.approx(1.0)}
+    assert told["scores"] == {ARKIT[0]: pytest.approx(1.0)} and told["mean_correlation"] == pytest.approx(1.0)
     first, second = rng.random((50, 52)), rng.random((50, 52))
     expected = np.corrcoef((first - first.mean(0)).ravel(), (second - second.mean(0)).ravel())[0, 1]
     assert follows(first, second)["correlation"] == pytest.approx(expected)
     assert follows(first, -first)["correlation"] == pytest.approx(-1.0)
-    assert follows(true[:1], made[:1]) == {"pictures": 0, "correlation": None, "scores": {}}
-    assert follows(true, np.nan_to_num(0 * made))["correlation"] is None
+    nothing = follows(true[:1], made[:1])
+    assert nothing == {"pictures": 0, "correlation": None, "mean_correlation": None, "scores": {}}
+    still = follows(true, np.nan_to_num(0 * made))
+    assert still["correlation"] is None and still["mean_correlation"] == 0.0
 
 
 def played(path):

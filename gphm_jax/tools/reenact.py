@@ -244,6 +244,7 @@ def make_request() -> Request:
             pose=options.pose,
             neck=options.neck,
             angle=options.angle,
+            calibrate=options.calibrate,
             smooth=options.smooth,
         ),
         layout=layout,
@@ -262,8 +263,11 @@ def main(argv: Sequence[str]) -> None:
     figures = reenact(request)
     print(f"{request.out}: {figures['frames']} frames, {figures['held_frames']} of them without a face held")
     following, identity = figures.get("following"), figures.get("identity")
-    if following and following["correlation"] is not None:
-        print(f"expression scores follow the driver's with a correlation of {following['correlation']:.2f}")
+    if following and following["correlation"] is not None and following["scores"]:
+        print(
+            f"expression scores follow the driver's: correlation {following['mean_correlation']:.2f} in the mean of "
+            f"those that move, {following['correlation']:.2f} of all together"
+        )
     if identity and None not in identity.values():
         print(
             f"distance of faces: {identity['to_source']:.2f} to the avatar's person, "
@@ -284,6 +288,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("neck", defaults.neck, ["driven", "held"], "Whether neck and below move too.")
     flags.DEFINE_list("layout", list(_PANELS), f"Panels from left to right, of {', '.join(_PANELS)}.")
     flags.DEFINE_float("angle", defaults.angle, "Degrees aside from which the side panel looks.")
+    flags.DEFINE_boolean(
+        "calibrate", defaults.calibrate, "Take the driver's usual expression for the avatar's (encoder)."
+    )
     flags.DEFINE_boolean("smooth", defaults.smooth, "Smooth poses and codes in time.")
     flags.DEFINE_float(
         "fps", 0.0, "At most so many frames a second (30); of a prepared folder, its own (25)."
