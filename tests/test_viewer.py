@@ -1,13 +1,18 @@
 """The viewer without a browser: what is drawn for a canvas, what sliders do, and that the last change wins."""
 
 import math
+import pathlib
 import socket
+import subprocess
+import sys
 import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dataset_fixture import write_dataset
 from prior_fixture import make_prior, toy_spec
+from scipy.spatial.transform import Rotation
 
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import bake
@@ -15,8 +20,9 @@ from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes
 from gphm_jax.geometry import to_pixels
+from gphm_jax.reenactment import Performance
 from gphm_jax.types import Camera, Pose
-from gphm_jax.viewer import frames, sliders
+from gphm_jax.viewer import clips, exhibit, frames, sliders
 from gphm_jax.viewer.dial import Dial
 from gphm_jax.viewer.drawing import Drawing
 from gphm_jax.viewer.frames import View
@@ -29,6 +35,7 @@ CAMERA = Camera(  # its picture's middle lies beside the head's
     world_to_camera=jnp.asarray([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]),
     intrinsics=jnp.asarray([[58.0, 0, 18], [0, 58, 13], [0, 0, 1]]),
 )
+ROOT = pathlib.Path(__file__).parent.parent
 FRONT = np.diag([1.0, -1.0, -1.0])
 
 
@@ -238,6 +245,57 @@ def test_another_person_is_another_head_and_the_same_one_is_not_made_again(avata
     person.set("one", 0.5)
     drawing.head()
     np.testing.assert_allclose(made, [np.zeros(4), 0.5 * np.eye(4)[0]])
+
+
+def test_a_drivers_head_turns_about_its_mean_pose():
+    angles = np.array([-0.3, 0.0, 0.3])
+    base = Rotation.from_euler("x", np.pi)  # a camera's axes
+    turns = base * Rotation.from_euler("y", angles[:, None])
+    performance = Performance(
+        expression=np.zeros((3, 8), np.float32),
+        motion=np.zeros((3, 8), np.float32),
+        rotation=turns.as_rotvec().astype(np.float32),
+        translation=np.array([[0, 0, 5], [0, 0.5, 5], [0, 1, 5]], np.float32),
+        scale=np.full(3, 2.0, np.float32),
+        cameras={},
+    )
+    pose = clips.about_their_mean(performance)
+    np.testing.assert_allclose(pose.rotation, angles[:, None] * [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(pose.translation, [[0, 0.25, 0], [0, 0, 0], [0, -0.25, 0]], atol=1e-6)
+    np.testing.assert_allclose(pose.scale, 1)
+
+
+def test_an_avatar_and_its_driver_become_an_exhibit(avatar, tmp_path):
+    avatar.save(tmp_path / "me" / "avatar")
+    drive = write_dataset(tmp_path / "driver", identities=1, frames=3) / "000"
+    shown = exhibit.of_avatar(tmp_path / "me", drive)
+    session = shown.session()
+    assert shown.name == "me" and len(shown.clip) == 3 and shown.clip.fps == 25
+    assert 1 <= len(session.expression.sliders.all) <= 2, "three codes differ in two directions"
+    session.playback.seek(1)
+    np.testing.assert_allclose(np.mean(shown.clip.pose.translation, axis=0), 0, atol=1e-5)
+    with pytest.raises(InputError, match="no driver at .*nowhere"):
+        exhibit.of_avatar(tmp_path / "me", tmp_path / "nowhere")
+    alone = exhibit.of_avatar(tmp_path / "me", None).session()
+    assert alone.playback is None
+    np.testing.assert_array_equal(alone.expression.value(), avatar.habits.expression)
+
+
+def test_the_tool_has_its_flags_and_one_line_for_a_wrong_folder(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "gphm_jax.tools.view",
+        f"--avatar={tmp_path}",
+        "--port=1",
+        "--drive=none",
+    ]
+    done = subprocess.run([*command, "--host=203.0.113.1"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: --host=203.0.113.1 is no address of this machine (Cannot assign requested address)\n"
+    )
 
 
 def test_a_port_that_is_in_use_is_named():

@@ -1,6 +1,6 @@
 """Shows an avatar in the browser: it turns with the mouse, and sliders move its face.
 
-    python -m gphm_jax.tools.view --avatar=DIR [--host=127.0.0.1] [--port=8080]
+    python -m gphm_jax.tools.view --avatar=DIR [--drive=VIDEO] [--host=127.0.0.1] [--port=8080]
 
 The pictures are drawn by this process, with the refine network; the page only shows them. Nobody but this machine
 can open the page unless --host says otherwise.
@@ -31,8 +31,9 @@ def main(argv: Sequence[str]) -> None:
 
     server.check_free(options.host, options.port)
     runtime.start()
-    shown = exhibit.of_avatar(expanded(options.avatar))
-    opened = server.open_server(options.host, options.port, shown.start)
+    drive = expanded(options.drive) if options.drive else None
+    shown = exhibit.of_avatar(expanded(options.avatar), drive)
+    opened = server.open_server(options.host, options.port, shown.name, shown.start)
     server.serve(opened, lambda client: page.Page(client, shown).close)
     print(f"http://{options.host}:{options.port} shows {options.avatar}; Ctrl-C ends it", flush=True)
     try:
@@ -40,11 +41,13 @@ def main(argv: Sequence[str]) -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         opened.stop()
+        shown.faces.close()
 
 
 def define_flags() -> None:
     """Only when run as a program: two tools may share a flag's name."""
     flags.DEFINE_string("avatar", None, "Folder of a fitted avatar, or of its fit.")
+    flags.DEFINE_string("drive", None, "A video of one person, or a prepared identity folder, to play.")
     flags.DEFINE_string(
         "host", "127.0.0.1", "Address to serve at; 0.0.0.0 shows the head to the whole network."
     )

@@ -11,8 +11,7 @@ from absl import logging
 from jaxtyping import Array
 
 from gphm_jax.avatar import Avatar
-from gphm_jax.errors import InputError
-from gphm_jax.export import expressions
+from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.export.coarse import CoarseStatement, coarse_statement
 from gphm_jax.viewer import frames, sliders
 from gphm_jax.viewer.dial import Code, Dial
@@ -22,11 +21,14 @@ from gphm_jax.viewer.playback import Clip, Playback
 from gphm_jax.viewer.session import Session
 from gphm_jax.viewer.sliders import Sliders
 
+_DIRECTIONS = 8  # of a clip's expressions: the rest is noise
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Exhibit:
     """A head, or the heads of a prior."""
 
+    name: str  # of the page
     head: Callable[[Array | None], Avatar]  # of a person's code; None where there is one person
     expressions: Sliders
     rest: Code  # the expression that sliders start from
@@ -43,24 +45,43 @@ class Exhibit:
         )
 
 
-def of_avatar(folder: pathlib.Path) -> Exhibit:
-    """The avatar in a folder, or in its fit's; `InputError` where there is none."""
+def of_avatar(folder: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
+    """The avatar in a folder, or in its fit's, and footage that drives it; `InputError` where there is none."""
     avatar = Avatar.load(folder)
-    home = folder / "avatar" if (folder / "avatar" / "config.json").is_file() else folder
+    clip = None if drive is None else _clip(drive, avatar)
+    controls, rest = _expressions(avatar, clip)
+    home = folder / "avatar" if (folder / "avatar" / "arrays.npz").is_file() else folder
     return Exhibit(
+        name=folder.resolve().name,
         head=lambda person: avatar,
-        expressions=_named(avatar),
-        rest=avatar.habits.expression,
+        expressions=controls,
+        rest=rest,
         start=frames.start(avatar.habits.camera, avatar.spec.image_size),
         statement=functools.cache(lambda shown: coarse_statement(shown, home.resolve(), "")),
+        clip=clip,
     )
 
 
-def _named(avatar: Avatar) -> Sliders:
-    """A few named expressions, where the assets of the synthetic heads that make them are there."""
-    try:
-        codes = expressions.named(avatar)
-    except InputError as error:
-        logging.warning("no sliders for expressions: %s", error)
-        codes = {}
-    return sliders.of_codes("Face", {name: code - avatar.habits.expression for name, code in codes.items()})
+def _clip(drive: pathlib.Path, avatar: Avatar) -> Clip:
+    from gphm_jax.viewer.clips import read_clip  # brings all of preprocessing, which takes seconds to import
+
+    return read_clip(drive, avatar)
+
+
+def _expressions(avatar: Avatar, clip: Clip | None) -> tuple[Sliders, Code]:
+    """Sliders, and the expression they start from: for the 52 scores where the avatar knows what they mean to it, else
+    along what its clip does most.
+    """
+    scores = getattr(avatar, "scores", None)
+    if scores is not None:
+        return sliders.of_scores(ARKIT, scores.code), scores.neutral
+    rest = avatar.habits.expression
+    if clip is None:
+        logging.warning(
+            "no sliders for expressions: the avatar has no scores. Fit it again with a prior that has scores.npz, or "
+            "--drive it, for sliders of what the driver does"
+        )
+        return sliders.of_codes("", {}), rest
+    directions = sliders.principal_directions(clip.expression, _DIRECTIONS)
+    named = {f"Direction {number}": direction for number, direction in enumerate(directions, 1)}
+    return sliders.of_codes("Directions of the clip", named, low=-1.0), rest

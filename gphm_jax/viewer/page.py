@@ -170,8 +170,14 @@ class Page:
         gui, handles = self._client.gui, []
         with gui.add_folder(title):
             relax = gui.add_button(rest)
-            for group, sliders in dial.sliders.groups.items():
-                with gui.add_folder(group, expand_by_default=False):
+            groups = dial.sliders.groups
+            for group, sliders in groups.items():
+                # A single group needs no folder of its own.
+                with (
+                    gui.add_folder(group, expand_by_default=False)
+                    if len(groups) > 1
+                    else contextlib.nullcontext()
+                ):
                     for slider in sliders:
                         handle = gui.add_slider(slider.label, slider.low, slider.high, 0.01, 0.0)
                         handles.append(handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import socket
 import urllib.parse
 from collections.abc import Callable
@@ -47,8 +48,9 @@ def check_free(host: str, port: int) -> None:
             raise InputError(f"--host={host} is no address of this machine ({error.strerror})") from error
 
 
-def open_server(host: str, port: int, start: Start) -> Server:
+def open_server(host: str, port: int, name: str, start: Start) -> Server:
     """A server at this very port whose visitors begin at `start`; `InputError` where it has been taken meanwhile."""
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # at INFO it tells of every connection
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         server = Server(host=host, port=port, verbose=False)
     if server.get_port() != port:  # viser has gone on to the next
@@ -59,6 +61,8 @@ def open_server(host: str, port: int, start: Start) -> Server:
     server.initial_camera.look_at = start.target
     server.initial_camera.fov = start.fov
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
+    server.gui.set_panel_label(name)
+    server.gui.main_panel.dock_right()  # beside the head, not over it
     return server
 
 
