@@ -8,7 +8,6 @@ its person). Raw footage is prepared in DIR/footage first.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from gphm_jax import fit_results, runtime
 from gphm_jax.avatar import Avatar
-from gphm_jax.avatar_model import AvatarModel, AvatarSpec, bake
+from gphm_jax.avatar_model import AvatarModel, bake, spec_of
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.files import write_json
 from gphm_jax.fit_footage import open_fit_footage
@@ -47,6 +46,7 @@ from gphm_jax.nets import use_fused_points
 from gphm_jax.paths import expanded
 from gphm_jax.perceptual import load_lpips
 from gphm_jax.provenance import COMPOSITE, Statement
+from gphm_jax.scores import ScoreRegressor, load_scores
 from gphm_jax.settings import read_flag
 from gphm_jax.stages import load_prior
 from gphm_jax.video import write_video
@@ -82,6 +82,7 @@ def fit_person(
 ) -> None:
     """The order of events."""
     prior, prior_settings, _ = load_prior(prior_path)
+    scores = load_scores(prior_path)
     settings.check_sizes(prior_settings)
     use_fused_points(prior, settings.backend)
     footage = open_fit_footage(prepared(input_path, out, settings.capture), settings, prior_settings)
@@ -107,7 +108,7 @@ def fit_person(
             perceptual=perceptual,
             clock=clock,
         )
-        fit, avatar, figures = fit_avatar(fit, prior, codes)
+        fit, avatar, figures = fit_avatar(fit, prior, codes, scores)
         conclude(fit, avatar, codes, figures)
     logging.info("done: %s and %s", out / "avatar", out / "report.html")
 
@@ -124,17 +125,12 @@ def read_flags() -> tuple[FitSettings, pathlib.Path, pathlib.Path, pathlib.Path]
     return read_flag(FitSettings, _CONFIG), *paths
 
 
-def fit_avatar(fit: Fit, prior: GaussianModel, codes: FrameCodes) -> tuple[Fit, Avatar, dict[str, Any]]:
+def fit_avatar(
+    fit: Fit, prior: GaussianModel, codes: FrameCodes, scores: ScoreRegressor | None
+) -> tuple[Fit, Avatar, dict[str, Any]]:
     """Both steps, and the saved avatar: (the fit with its footage corrected, avatar, figures so far)."""
     settings = fit.settings
-    spec = AvatarSpec(
-        networks=fit.prior.networks,
-        num_splats=prior.positions.shape[0],
-        **dataclasses.asdict(prior.regions),
-        image_size=fit.prior.data.image_size,
-        face_size=fit.prior.data.face_size,
-        nonface_size=fit.prior.data.nonface_size,
-    )
+    spec = spec_of(prior, fit.prior)
     identities = find_identity(fit, prior, codes)
 
     def baked(identity: IdentityFit) -> AvatarModel:
@@ -144,7 +140,9 @@ def fit_avatar(fit: Fit, prior: GaussianModel, codes: FrameCodes) -> tuple[Fit, 
     fit = corrected(fit, fits[-1].module)
 
     def avatar_of(model: AvatarModel) -> Avatar:
-        return fit_results.make_avatar(model, spec, codes, fit.footage, backend=settings.backend)
+        return fit_results.make_avatar(
+            model, spec, codes, fit.footage, scores=scores, backend=settings.backend
+        )
 
     avatar_of(fits[-1].module.avatar).save(fit.out / "avatar")
     seconds = fit.clock.elapsed()

@@ -24,6 +24,8 @@ from gphm_jax.data.images import fit_square
 from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes, write_json
 from gphm_jax.nets import use_fused_points
+from gphm_jax.scores import FILE as SCORES_FILE
+from gphm_jax.scores import ScoreRegressor, load_scores
 from gphm_jax.settings import from_mapping
 from gphm_jax.types import Camera, Pose, Render, Splats, pytree
 
@@ -46,9 +48,18 @@ class Avatar:
     image, alpha = avatar.render(avatar.encode(face_image))
     """
 
-    def __init__(self, model: AvatarModel, spec: AvatarSpec, habits: Habits, *, backend: str = "auto"):
+    def __init__(
+        self,
+        model: AvatarModel,
+        spec: AvatarSpec,
+        habits: Habits,
+        *,
+        scores: ScoreRegressor | None = None,
+        backend: str = "auto",
+    ):
         self.spec = spec
         self.habits = habits
+        self.scores = scores  # from 52 ARKit scores to codes; None where the head model has no such map
         self.backend = backend
         model = nnx.clone(model)  # the caller's own keeps its backend
         use_fused_points(model, backend)  # an avatar lives on one device
@@ -165,7 +176,7 @@ class Avatar:
         return Camera(world_to_camera=moved, intrinsics=lens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a folder: arrays.npz (named arrays, no pickle) and config.json. It appears whole or not at all."""
+        """Writes a folder: arrays.npz, scores.npz if any (no pickle in either), config.json; whole or not at all."""
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -174,6 +185,8 @@ class Avatar:
             arrays = _named(self._state) | _named_habits(self.habits)
             named = {name: np.asarray(value) for name, value in arrays.items()}
             np.savez(partial / "arrays.npz", **named)  # type: ignore[arg-type]  # none is called allow_pickle
+            if self.scores is not None:
+                self.scores.save(partial / SCORES_FILE)
             write_json(
                 partial / "config.json",
                 {"format": FORMAT, "version": VERSION, "spec": dataclasses.asdict(self.spec)},
@@ -217,6 +230,7 @@ class Avatar:
                     world_to_camera=arrays["habits/world_to_camera"], intrinsics=arrays["habits/intrinsics"]
                 ),
             ),
+            scores=load_scores(path),
             backend=backend,
         )
 

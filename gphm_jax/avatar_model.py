@@ -19,6 +19,7 @@ from gphm_jax.gaussians import (
 from gphm_jax.geometry import to_world
 from gphm_jax.nets import MLP, HeadNetworks, NetworkConfig
 from gphm_jax.render import render_splats
+from gphm_jax.settings import Settings
 from gphm_jax.types import NUM_CHANNELS, Camera, Pose, Render, Splats, pytree
 
 _DYNAMICS_DEPTH = 2  # hidden layers of f_dyn: tiny, by the paper's word
@@ -35,6 +36,18 @@ class AvatarSpec:
     image_size: int  # pixels a side that it was fitted at, and renders by default
     face_size: int
     nonface_size: int
+
+
+def spec_of(prior: GaussianModel, settings: Settings) -> AvatarSpec:
+    """The structure of an avatar baked from a head model that was trained with these settings."""
+    return AvatarSpec(
+        networks=settings.networks,
+        num_splats=prior.positions.shape[0],
+        **dataclasses.asdict(prior.regions),
+        image_size=settings.data.image_size,
+        face_size=settings.data.face_size,
+        nonface_size=settings.data.nonface_size,
+    )
 
 
 @pytree

@@ -13,18 +13,20 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from gphm_jax import metrics, report
-from gphm_jax.avatar import Avatar, Habits
+from gphm_jax.avatar import Avatar
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec
 from gphm_jax.curves import Chart
-from gphm_jax.data.layout import Frame, Selection, directions, rotation_matrix, view_intrinsics
+from gphm_jax.data.layout import Frame, Selection, directions, view_intrinsics
 from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FrameCodes
+from gphm_jax.habits import habits_of
 from gphm_jax.logs import image_grid, read_metrics
 from gphm_jax.perceptual import load_lpips, lpips
 from gphm_jax.provenance import COMPOSITE, Statement
+from gphm_jax.scores import ScoreRegressor
 from gphm_jax.types import Batch, Camera, Pose, Render
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
@@ -35,38 +37,17 @@ _PROGRESS_FRAMES = 6
 
 
 def make_avatar(
-    model: AvatarModel, spec: AvatarSpec, codes: FrameCodes, footage: FitFootage, *, backend: str
+    model: AvatarModel,
+    spec: AvatarSpec,
+    codes: FrameCodes,
+    footage: FitFootage,
+    *,
+    scores: ScoreRegressor | None = None,
+    backend: str,
 ) -> Avatar:
     """The avatar of a fitted model, with the habits of its training footage."""
-    rows = np.array([item.frame.row for item in footage.training])
-    frontal = max(footage.training, key=lambda item: item.frame.facing[item.views[0]])
-    return Avatar(
-        model,
-        spec,
-        Habits(
-            expression=_most_central(codes.expression[rows]),
-            motion=_most_central(codes.motion[rows]),
-            camera=_canonical_camera(frontal.frame, frontal.views[0], spec.image_size),
-        ),
-        backend=backend,
-    )
-
-
-def _most_central(codes: Float[Array, "n z"]) -> Float[Array, "z"]:
-    return codes[jnp.argmin(jnp.sum((codes - jnp.mean(codes, axis=0, keepdims=True)) ** 2, axis=-1))]
-
-
-def _canonical_camera(frame: Frame, view: int, size: int) -> Camera:
-    """A frame's camera as the head sees it: the same picture when the head has no pose."""
-    matrix = frame.world_to_camera[view].astype(np.float64)
-    moved = np.eye(4)
-    moved[:3, :3] = matrix[:3, :3] @ rotation_matrix(frame.rotation)
-    # Camera coordinates over the pose's scale: the projection does not change.
-    moved[:3, 3] = (matrix[:3, :3] @ frame.translation + matrix[:3, 3]) / frame.scale
-    return Camera(
-        world_to_camera=jnp.asarray(moved, jnp.float32),
-        intrinsics=jnp.asarray(view_intrinsics(frame, view, size), jnp.float32),
-    )
+    habits = habits_of(codes, footage.training, spec.image_size)
+    return Avatar(model, spec, habits, scores=scores, backend=backend)
 
 
 def render_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> Float[np.ndarray, "h w 3"]:

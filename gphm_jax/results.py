@@ -8,14 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
 from gphm_jax import runtime
 from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.evaluation import evaluate
+from gphm_jax.heads import FILE as HEADS_FILE
+from gphm_jax.heads import save_frames
 from gphm_jax.logs import read_metrics
 from gphm_jax.run import Run
-from gphm_jax.stages import Stage, make_renderer
+from gphm_jax.score_fit import fit_to_footage
+from gphm_jax.scores import FILE as SCORES_FILE
+from gphm_jax.stages import GAUSSIANS, Stage, host_values, make_renderer
 from gphm_jax.state import TrainState
 from gphm_jax.training_report import write_training_report
 
@@ -73,8 +78,12 @@ def stage_figures(run: Run, stage: Stage, graphdef: Any, state: TrainState) -> d
 
 
 def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: dict[str, Any]) -> None:
-    """Evaluates all held-out cameras, and writes metrics.json, heldout/ and report.html."""
+    """Fits the map from expression scores and evaluates all held-out cameras.
+
+    Writes scores.npz, heads.npz, heldout/, report.html and, last, metrics.json.
+    """
     render = renderer(run, stage, graphdef, state)
+    model = nnx.merge(graphdef, *host_values((state.params, state.fixed)))
     if not runtime.is_leader():
         return
     figures = {
@@ -82,6 +91,13 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **figures,
     }
+    networks, footage = model.networks, run.footage
+    scores = fit_to_footage(networks.expression_encoder, footage.pixels, footage.training)
+    if scores is not None:
+        scores.save(run.workdir.path / SCORES_FILE)
+        figures["expression_scores"] = scores.provenance
+    if stage is GAUSSIANS:
+        save_frames(run.workdir.path / HEADS_FILE, networks, footage.pixels, footage.training, scores)
     if run.footage.held_out:
         figures["heldout_views"] = evaluate(
             render,

@@ -36,6 +36,7 @@ from gphm_jax.fitting import (
 )
 from gphm_jax.logs import RunLog, read_metrics
 from gphm_jax.optim import Rates, Schedule
+from gphm_jax.scores import ScoreRegressor
 from gphm_jax.settings import from_mapping
 from gphm_jax.stages import load_prior
 
@@ -46,6 +47,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def prior_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("prior")
     save_prior(path)
+    ScoreRegressor(neutral=np.ones(8), directions=np.ones((52, 8)), provenance={}).save(path / "scores.npz")
     return path
 
 
@@ -79,6 +81,7 @@ def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog
     assert len(figures["side_views"]) == 2  # two cameras beside the fitted one
     assert 0 < figures["heldout"]["psnr_coarse"] < 60
     assert figures["heldout"]["psnr_coarse"] != figures["heldout"]["psnr"]
+    assert Avatar.load(out).scores.code(np.ones(52)).tolist() == [53.0] * 8
     for name in ("avatar/arrays.npz", "avatar/config.json", "preview.mp4", "report.html", "config.json"):
         assert (out / name).stat().st_size > 0, name
     assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from gphm_jax.scores import ScoreRegressor
+
 ROOT = pathlib.Path(__file__).parent.parent
 SHORT = [
     "--config.stage1.steps=12", "--config.stage2.steps=20", "--config.log.every=2", "--config.log.checkpoint_every=10",
@@ -67,6 +69,7 @@ def test_tiny_lowers_its_losses_and_reports(runs):
     ):
         assert math.isfinite(figures["heldout_views"][key])
     assert len(list((workdir / "heldout").glob("*_render.png"))) == figures["heldout_views"]["count"]
+    assert ScoreRegressor.load(workdir / "scores.npz").provenance == figures["expression_scores"]
     assert "<html" in (workdir / "report.html").read_text()
     assert list((workdir / "images").glob("stage2_*.png"))
 
@@ -80,12 +83,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(runs):
     whole, cut = runs / "whole", runs / "cut"
     shutil.copytree(whole, cut)
     (cut / "metrics.json").unlink()
+    (cut / "scores.npz").unlink()
     shutil.rmtree(cut / "checkpoints" / "stage2" / "20")
     resumed = train("--config=configs/gaussian.py:tiny", f"--workdir={cut}", *SHORT)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     first, second = (rows(folder, "stage2") for folder in (whole, cut))
     assert [row["step"] for row in first] == [row["step"] for row in second]
     assert [row["loss"] for row in first] == [row["loss"] for row in second]
+    scores = [ScoreRegressor.load(folder / "scores.npz").directions for folder in (whole, cut)]
+    assert scores[0].any() and (scores[0] == scores[1]).all()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, UInt8
 from gphm_jax.avatar import Avatar
 from gphm_jax.data import images
 from gphm_jax.data.sampler import spread
-from gphm_jax.data.synthetic import base, identity, person
+from gphm_jax.data.synthetic import identity, person
 from gphm_jax.data.synthetic.portrait import portrait
 from gphm_jax.errors import InputError
+from gphm_jax.scores import score_vector
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SEED = 20260101  # of the synthetic person whose face makes the named expressions
@@ -77,9 +78,4 @@ def named(avatar: Avatar) -> dict[str, Float[Array, "z"]]:
 
 def _portrait(subject: person.Person, scores: dict[str, float], size: int) -> UInt8[np.ndarray, "s s 3"]:
     """A face with these scores; pose, light and camera are the same for all scores."""
-    vector = np.zeros(len(base.ARKIT))
-    for name, value in scores.items():
-        for side in ("", "Left", "Right"):
-            if name + side in base.ARKIT:
-                vector[base.ARKIT.index(name + side)] = value
-    return portrait(subject, vector, np.random.default_rng(_SEED), size)
+    return portrait(subject, score_vector(scores), np.random.default_rng(_SEED), size)
