@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gphm_jax.errors import InputError
 
@@ -53,13 +53,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """One NamedSharding per leaf of a train state (parameters and optimizer moments alike, by name and shape)."""
+def state_sharding(mesh: Mesh | AbstractMesh, state: Any) -> Any:
+    """One NamedSharding per leaf of a train state (parameters and optimizer moments alike, by name and shape).
+
+    A plan needs no devices: for it the mesh, and the state's leaves, may be abstract.
+    """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = {str(getattr(key, "key", getattr(key, "name", ""))) for key in path}
