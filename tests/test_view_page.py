@@ -20,7 +20,7 @@ from gphm_jax.export.coarse import CoarseStatement
 from gphm_jax.provenance import RENDERED, read_marks
 from gphm_jax.types import Camera
 from gphm_jax.viewer import frames, sliders
-from gphm_jax.viewer.exhibit import Exhibit
+from gphm_jax.viewer.exhibit import Exhibit, People
 from gphm_jax.viewer.faces import FaceReader
 
 viser = pytest.importorskip("viser")
@@ -52,14 +52,20 @@ def address():
     prior = make_prior()[0]
     spec = toy_spec(prior)
     code = jnp.asarray(np.random.default_rng(1).standard_normal(spec.networks.expression_dim), jnp.float32)
-    avatar = Avatar(
-        bake(prior, prior.subjects.codes[...][1], spec, seed=0),
-        spec,
-        Habits(expression=code, motion=code, camera=CAMERA),
+    habits = Habits(expression=code, motion=code, camera=CAMERA)
+    heads = [
+        Avatar(bake(prior, prior.subjects.codes[...][row], spec, seed=0), spec, habits) for row in (1, 2)
+    ]
+    people = People(
+        names=("first", "second"),
+        codes=np.eye(2, dtype=np.float32),
+        sample=lambda seed: np.array([0.0, 1.0]),
+        sliders=sliders.of_codes("", {}),
     )
     shown = Exhibit(
         name="toy",
-        head=lambda person: avatar,
+        head=lambda person: heads[int(person[1])],
+        people=people,
         expressions=sliders.of_codes("Face", {"Twist": -4 * code}),
         rest=code,
         start=frames.start(CAMERA, spec.image_size),
@@ -150,17 +156,17 @@ def test_dragging_turns_the_head_and_a_button_turns_it_back(page):
     until(page, like(before))
 
 
-def show(page, mode: str) -> None:
-    page.locator(".mantine-Select-input:visible").first.click()
-    page.get_by_role("option", name=mode).filter(visible=True).click()
+def choose(page, menu: int, option: str) -> None:
+    page.locator(".mantine-Select-input:visible").nth(menu).click()
+    page.get_by_role("option", name=option).filter(visible=True).click()
 
 
 def test_modes_and_the_saved_picture(page):
     before = at_rest(page)
-    show(page, "Alpha")
+    choose(page, 0, "Alpha")
     matte = until(page, lambda picture: np.ptp(picture, axis=-1).max() < 8)
     assert matte.std() > 5
-    show(page, "Fine")
+    choose(page, 0, "Fine")
     until(page, like(before))
     page.get_by_text("Save", exact=True).click()
     with page.expect_download() as download:
@@ -174,6 +180,16 @@ def test_modes_and_the_saved_picture(page):
         pathlib.Path(download.value.path()).read_bytes().startswith(b"ply\nformat binary_little_endian 1.0\n")
     )
     assert not page.complaints
+
+
+def test_another_person_is_another_head(page):
+    before = at_rest(page)
+    page.get_by_role("button", name="Somebody new").click()
+    other = until(page, differs(before))
+    choose(page, 1, "second")
+    assert like(other)(at_rest(page))
+    choose(page, 1, "first")
+    until(page, like(before))
 
 
 def test_the_cameras_picture_gives_an_expression_and_what_is_no_picture_is_told(page):

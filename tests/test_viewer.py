@@ -3,13 +3,12 @@
 import math
 import pathlib
 import socket
-import subprocess
-import sys
 import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from dataset_fixture import write_dataset
 from prior_fixture import make_prior, toy_spec
 from scipy.spatial.transform import Rotation
@@ -20,6 +19,8 @@ from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 from gphm_jax.files import to_bytes
 from gphm_jax.geometry import to_pixels
+from gphm_jax.heads import Heads
+from gphm_jax.nets import bounded_code
 from gphm_jax.reenactment import Performance
 from gphm_jax.types import Camera, Pose
 from gphm_jax.viewer import clips, exhibit, frames, sliders
@@ -281,21 +282,62 @@ def test_an_avatar_and_its_driver_become_an_exhibit(avatar, tmp_path):
     np.testing.assert_array_equal(alone.expression.value(), avatar.habits.expression)
 
 
-def test_the_tool_has_its_flags_and_one_line_for_a_wrong_folder(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "gphm_jax.tools.view",
-        f"--avatar={tmp_path}",
-        "--port=1",
-        "--drive=none",
-    ]
-    done = subprocess.run([*command, "--host=203.0.113.1"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: --host=203.0.113.1 is no address of this machine (Cannot assign requested address)\n"
+def test_a_prior_becomes_an_exhibit_of_its_people(avatar, tmp_path, monkeypatch):
+    prior, subject = make_prior()
+    heads = Heads(
+        identities=subject.identities,
+        codes=np.asarray(bounded_code(prior.subjects.codes[...])),
+        frames=("a/0", "b/0"),
+        expressions=np.stack([avatar.habits.expression, -avatar.habits.expression]),
+        habits=avatar.habits,
+        scores=None,
+        prior=prior,
+        spec=avatar.spec,
     )
+    monkeypatch.setattr(exhibit, "load_heads", lambda workdir: heads)
+    shown = exhibit.of_prior(tmp_path, None)
+    session = shown.session()
+    assert shown.people.names == ("a", "b", "c")
+    assert len(session.person.sliders.all) == 2, "three codes differ in two directions"
+    assert len(session.expression.sliders.all) == 1
+    drawing = Drawing(session, shown.head, lambda picture, best: None)
+    session.view = View(
+        position=shown.start.position, camera_to_world=FRONT, fov=shown.start.fov, canvas=(64, 64)
+    )
+    first = drawing.best().astype(int)
+    session.person.take(shown.people.codes[1])
+    second = drawing.best().astype(int)
+    assert np.abs(first - second).max() > 3
+    session.person.set("Direction 1", -1.0)
+    assert np.abs(drawing.best().astype(int) - second).max() > 3
+    session.person.take(shown.people.sample(7))
+    assert np.abs(drawing.best().astype(int) - second).max() > 3
+
+
+@pytest.fixture
+def tool():
+    """The program, with arguments, in this process."""
+    from gphm_jax.tools import view as module
+
+    known = set(flags.FLAGS)
+    module.define_flags()
+
+    def run(*arguments: str) -> None:
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["view", *arguments])
+        module.main(["view"])
+
+    yield run
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+
+
+def test_the_tool_says_what_is_wrong_with_its_flags(tool, tmp_path):
+    for arguments in ((), ("--avatar=a", "--prior=b")):
+        with pytest.raises(InputError, match="give --avatar, .* or --prior"):
+            tool(*arguments)
+    with pytest.raises(InputError, match="--host=203.0.113.1 is no address of this machine"):
+        tool(f"--avatar={tmp_path}", "--drive=none", "--host=203.0.113.1", "--port=8080")
 
 
 def test_a_port_that_is_in_use_is_named():

@@ -1,6 +1,6 @@
-"""Shows an avatar in the browser: it turns with the mouse, and sliders move its face.
+"""Shows an avatar, or the heads of a prior, in the browser: the mouse turns them, sliders move their faces.
 
-    python -m gphm_jax.tools.view --avatar=DIR [--drive=VIDEO] [--host=127.0.0.1] [--port=8080]
+    python -m gphm_jax.tools.view --avatar=DIR|--prior=WORKDIR [--drive=VIDEO] [--host=127.0.0.1] [--port=8080]
 
 The pictures are drawn by this process, with the refine network; the page only shows them. Nobody but this machine
 can open the page unless --host says otherwise.
@@ -24,18 +24,23 @@ def main(argv: Sequence[str]) -> None:
     """Serves the page until it is interrupted."""
     del argv
     options = flags.FLAGS
-    if not options.avatar:
-        raise InputError("--avatar is missing: give the folder of a fitted avatar")
+    if bool(options.avatar) == bool(options.prior):
+        raise InputError(
+            "give --avatar, the folder of a fitted avatar, or --prior, the workdir of a training run"
+        )
     imported("viser", "view")
     from gphm_jax.viewer import page, server
 
     server.check_free(options.host, options.port)
     runtime.start()
     drive = expanded(options.drive) if options.drive else None
-    shown = exhibit.of_avatar(expanded(options.avatar), drive)
+    if options.avatar:
+        shown = exhibit.of_avatar(expanded(options.avatar), drive)
+    else:
+        shown = exhibit.of_prior(expanded(options.prior), drive)
     opened = server.open_server(options.host, options.port, shown.name, shown.start)
     server.serve(opened, lambda client: page.Page(client, shown).close)
-    print(f"http://{options.host}:{options.port} shows {options.avatar}; Ctrl-C ends it", flush=True)
+    print(f"http://{options.host}:{options.port} shows {shown.name}; Ctrl-C ends it", flush=True)
     try:
         while True:
             time.sleep(3600)
@@ -47,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     """Only when run as a program: two tools may share a flag's name."""
     flags.DEFINE_string("avatar", None, "Folder of a fitted avatar, or of its fit.")
+    flags.DEFINE_string("prior", None, "Workdir of a head model's training: all its people, and new ones.")
     flags.DEFINE_string("drive", None, "A video of one person, or a prepared identity folder, to play.")
     flags.DEFINE_string(
         "host", "127.0.0.1", "Address to serve at; 0.0.0.0 shows the head to the whole network."

@@ -7,12 +7,14 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
 from absl import logging
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from gphm_jax.avatar import Avatar
-from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.export.coarse import CoarseStatement, coarse_statement
+from gphm_jax.heads import load_heads
+from gphm_jax.scores import NAMES, ScoreRegressor
 from gphm_jax.viewer import frames, sliders
 from gphm_jax.viewer.dial import Code, Dial
 from gphm_jax.viewer.faces import FaceReader
@@ -21,7 +23,17 @@ from gphm_jax.viewer.playback import Clip, Playback
 from gphm_jax.viewer.session import Session
 from gphm_jax.viewer.sliders import Sliders
 
-_DIRECTIONS = 8  # of a clip's expressions: the rest is noise
+_DIRECTIONS = 8  # in which many codes differ: the rest is noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class People:
+    """The persons of a prior."""
+
+    names: tuple[str, ...]
+    codes: Float[np.ndarray, "p z"]  # of the names
+    sample: Callable[[int], Code]  # somebody whom nobody knows, by a seed
+    sliders: Sliders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +46,7 @@ class Exhibit:
     rest: Code  # the expression that sliders start from
     start: Start
     statement: Callable[[Avatar], CoarseStatement]  # what saved heads say of themselves
+    people: People | None = None  # to choose from
     clip: Clip | None = None  # what drives the head when it is played
     faces: FaceReader = dataclasses.field(default_factory=FaceReader)
 
@@ -41,6 +54,7 @@ class Exhibit:
         """A new visitor's."""
         return Session(
             expression=Dial(self.expressions, self.rest),
+            person=None if self.people is None else Dial(self.people.sliders, self.people.codes[0]),
             playback=None if self.clip is None else Playback(self.clip),
         )
 
@@ -49,16 +63,37 @@ def of_avatar(folder: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
     """The avatar in a folder, or in its fit's, and footage that drives it; `InputError` where there is none."""
     avatar = Avatar.load(folder)
     clip = None if drive is None else _clip(drive, avatar)
-    controls, rest = _expressions(avatar, clip)
     home = folder / "avatar" if (folder / "avatar" / "arrays.npz").is_file() else folder
     return Exhibit(
         name=folder.resolve().name,
         head=lambda person: avatar,
-        expressions=controls,
-        rest=rest,
+        expressions=_expressions(avatar.scores, None if clip is None else clip.expression),
+        rest=_rest(avatar),
         start=frames.start(avatar.habits.camera, avatar.spec.image_size),
         statement=functools.cache(lambda shown: coarse_statement(shown, home.resolve(), "")),
         clip=clip,
+    )
+
+
+def of_prior(workdir: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
+    """The heads of a training run, and footage that drives them; `InputError` where there are none."""
+    heads = load_heads(workdir)
+    first = heads.avatar(heads.codes[0])
+    directions = sliders.principal_directions(heads.codes, _DIRECTIONS)
+    return Exhibit(
+        name=workdir.resolve().name,
+        head=lambda person: first if person is None else heads.avatar(person),
+        expressions=_expressions(heads.scores, heads.expressions),
+        rest=_rest(first),
+        start=frames.start(heads.habits.camera, heads.spec.image_size),
+        statement=lambda shown: coarse_statement(shown, workdir.resolve() / "nobody", ""),
+        people=People(
+            names=heads.identities,
+            codes=heads.codes,
+            sample=heads.sample,
+            sliders=_along(directions, "Directions"),
+        ),
+        clip=None if drive is None else _clip(drive, first),
     )
 
 
@@ -68,20 +103,23 @@ def _clip(drive: pathlib.Path, avatar: Avatar) -> Clip:
     return read_clip(drive, avatar)
 
 
-def _expressions(avatar: Avatar, clip: Clip | None) -> tuple[Sliders, Code]:
-    """Sliders, and the expression they start from: for the 52 scores where the avatar knows what they mean to it, else
-    along what its clip does most.
-    """
-    scores = getattr(avatar, "scores", None)
+def _rest(avatar: Avatar) -> Code:
+    return avatar.habits.expression if avatar.scores is None else avatar.scores.neutral
+
+
+def _expressions(scores: ScoreRegressor | None, codes: Float[np.ndarray, "n z"] | None) -> Sliders:
+    """For the 52 scores where a head knows what they mean to it, else along what it is known to do most."""
     if scores is not None:
-        return sliders.of_scores(ARKIT, scores.code), scores.neutral
-    rest = avatar.habits.expression
-    if clip is None:
-        logging.warning(
-            "no sliders for expressions: the avatar has no scores. Fit it again with a prior that has scores.npz, or "
-            "--drive it, for sliders of what the driver does"
-        )
-        return sliders.of_codes("", {}), rest
-    directions = sliders.principal_directions(clip.expression, _DIRECTIONS)
+        return sliders.of_scores(NAMES, scores.code)
+    if codes is not None:
+        return _along(sliders.principal_directions(codes, _DIRECTIONS), "Directions")
+    logging.warning(
+        "no sliders for expressions: the avatar has no scores.npz. Fit it again with a prior that has one, or give "
+        "--drive, for sliders of what the driver does"
+    )
+    return sliders.of_codes("", {})
+
+
+def _along(directions: Float[np.ndarray, "d z"], title: str) -> Sliders:
     named = {f"Direction {number}": direction for number, direction in enumerate(directions, 1)}
-    return sliders.of_codes("Directions of the clip", named, low=-1.0), rest
+    return sliders.of_codes(title, named, low=-1.0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import html
 import pathlib
+import secrets
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import viser
@@ -13,15 +15,16 @@ from jaxtyping import UInt8
 
 from gphm_jax.errors import InputError
 from gphm_jax.viewer import saving
-from gphm_jax.viewer.dial import Dial
+from gphm_jax.viewer.dial import Code, Dial
 from gphm_jax.viewer.drawing import Drawing
-from gphm_jax.viewer.exhibit import Exhibit
+from gphm_jax.viewer.exhibit import Exhibit, People
 from gphm_jax.viewer.frames import View
 from gphm_jax.viewer.painter import MODES
 from gphm_jax.viewer.playback import Playback
 from gphm_jax.viewer.repainter import Repainter
 
 _MODES = {mode.capitalize(): mode for mode in MODES}
+_NOBODY = "–"  # in the place of a name
 _NEAREST, _FARTHEST = 0.8, 20.0  # head lengths from the middle of the orbit
 
 
@@ -42,7 +45,9 @@ class Page:
         self._repainter = Repainter(self._drawing.draw)
         client.camera.min_orbit_distance, client.camera.max_orbit_distance = _NEAREST, _FARTHEST
         self._add_view()
-        self._zero_expression = self._add_dial("Expression", "Relax", self._session.expression)
+        if exhibit.people is not None and self._session.person is not None:
+            self._add_people(exhibit.people, self._session.person)
+        self._zero_expression = self._add_expression()
         self._add_faces()
         if self._session.playback is not None:
             self._add_clip(self._session.playback)
@@ -82,6 +87,28 @@ class Page:
         def _(_: object) -> None:
             self._client.camera.position = self._exhibit.start.position
             self._client.camera.look_at = self._exhibit.start.target
+
+    def _add_people(self, people: People, dial: Dial) -> None:
+        gui = self._client.gui
+        with gui.add_folder("Person"):
+            names = gui.add_dropdown("Name", (*people.names, _NOBODY))
+            other = gui.add_button("Somebody new", icon=viser.Icon.DICE)
+            zero = self._add_sliders(dial)
+
+        def meet(code: Code) -> None:
+            dial.take(code)
+            zero()
+            self._repainter.touch()
+
+        @names.on_update
+        def _(_: object) -> None:
+            if names.value in people.names:
+                meet(people.codes[people.names.index(names.value)])
+
+        @other.on_click
+        def _(_: object) -> None:
+            _set(names, _NOBODY)  # so that each name can be chosen next
+            meet(people.sample(secrets.randbits(32)))
 
     def _add_faces(self) -> None:
         """Expressions from pictures: chosen, or taken by the camera, which hands its own to the same button."""
@@ -165,27 +192,12 @@ class Page:
         except InputError as error:
             self._client.add_notification(title, str(error), color="red", auto_close_seconds=10.0)
 
-    def _add_dial(self, title: str, rest: str, dial: Dial) -> Callable[[], None]:
-        """A folder with a dial's sliders and the button `rest` that takes it back; what zeroes the sliders."""
-        gui, handles = self._client.gui, []
-        with gui.add_folder(title):
-            relax = gui.add_button(rest)
-            groups = dial.sliders.groups
-            for group, sliders in groups.items():
-                # A single group needs no folder of its own.
-                with (
-                    gui.add_folder(group, expand_by_default=False)
-                    if len(groups) > 1
-                    else contextlib.nullcontext()
-                ):
-                    for slider in sliders:
-                        handle = gui.add_slider(slider.label, slider.low, slider.high, 0.01, 0.0)
-                        handles.append(handle)
-                        self._connect(handle, dial, slider.name)
-
-        def zero() -> None:
-            for handle in handles:
-                handle.value = 0.0  # type: ignore[misc]  # a setter that mypy does not see
+    def _add_expression(self) -> Callable[[], None]:
+        """The sliders, and a button that takes all of it back; what zeroes the sliders."""
+        gui, dial = self._client.gui, self._session.expression
+        with gui.add_folder("Expression"):
+            relax = gui.add_button("Relax")
+            zero = self._add_sliders(dial)
 
         @relax.on_click
         def _(_: object) -> None:
@@ -195,8 +207,33 @@ class Page:
 
         return zero
 
+    def _add_sliders(self, dial: Dial) -> Callable[[], None]:
+        """A dial's sliders, in a folder for each group where there are several; what zeroes them."""
+        gui, handles, groups = self._client.gui, [], dial.sliders.groups
+        for group, sliders in groups.items():
+            with (
+                gui.add_folder(group, expand_by_default=False)
+                if len(groups) > 1
+                else contextlib.nullcontext()
+            ):
+                for slider in sliders:
+                    handle = gui.add_slider(slider.label, slider.low, slider.high, 0.01, 0.0)
+                    handles.append(handle)
+                    self._connect(handle, dial, slider.name)
+
+        def zero() -> None:
+            for handle in handles:
+                _set(handle, 0.0)
+
+        return zero
+
     def _connect(self, handle: viser.GuiSliderHandle[float], dial: Dial, slider: str) -> None:
         @handle.on_update
         def _(_: object) -> None:
             dial.set(slider, handle.value)  # the latest: callbacks may overtake each other
             self._repainter.touch()
+
+
+def _set(handle: Any, value: float | str) -> None:
+    """Sets a control. mypy does not see viser's setters."""
+    handle.value = value
