@@ -34,7 +34,7 @@ class Direction:
     expression: str = "encoder"  # read from the driver's face image; or from its "scores"
     pose: str = "driver"  # or "still": the head at rest before the avatar's own camera
     neck: str = "driven"  # or "held": the motion code of a training sample
-    angle: float = 35.0  # degrees from which the side view looks
+    angle: float = 30.0  # degrees from which the side view looks
     calibrate: bool = True  # the driver's usual code is taken for the avatar's; by the encoder only
     smooth: bool = True
 
