@@ -341,14 +341,15 @@ def test_flags_at_fault_are_refused(folder, prepared, tmp_path):
     assert not (tmp_path / "o.mp4").exists()
 
 
-def test_what_cannot_drive_or_be_driven_is_named(avatar, folder, prepared, tmp_path):
+def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, monkeypatch):
     def fail(words, **changes):
         request = tool.Request(
             **{"avatar": folder, "drive": prepared, "out": tmp_path / "o.mp4", "direction": PLAIN} | changes
         )
         with pytest.raises(InputError, match=words):
             tool.reenact(request)
-        assert not (tmp_path / "o.mp4").exists() and not (tmp_path / "o.json").exists()
+        assert not list(tmp_path.glob("*o.mp4")) and not list(tmp_path.glob("*o.json"))
+        assert not list(tmp_path.glob(".*"))
 
     fail("no avatar in", avatar=tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -365,3 +366,13 @@ def test_what_cannot_drive_or_be_driven_is_named(avatar, folder, prepared, tmp_p
     fail("no video that can be read", drive=tmp_path / "text.mp4")
     cv2.imwrite(str(tmp_path / "photo.png"), np.zeros((8, 8, 3), np.uint8))
     fail("photos, which do not move", drive=tmp_path / "photo.png")
+
+    def prepare(recording, work, settings, model):
+        work.mkdir()
+        raise InputError("no usable face")
+
+    monkeypatch.setattr(driver, "preprocess", prepare)
+    monkeypatch.setattr(driver, "read_face_model", lambda settings: None)
+    film = tmp_path / "film.mp4"
+    video.write_video(film, iter([np.zeros((16, 16, 3), np.uint8)] * 2), fps=8.0, statement=Statement())
+    fail("no usable face", drive=film)

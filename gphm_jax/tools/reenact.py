@@ -77,7 +77,11 @@ def reenact(request: Request) -> dict[str, Any]:
         max_frames=request.max_frames,
         expression_images=0,
     )
-    driver = open_driver(request.drive, work, settings, request.fps)
+    try:
+        driver = open_driver(request.drive, work, settings, request.fps)
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)  # of no use to anybody; what an interrupt leaves is gone on with
+        raise
     tracked = time.monotonic()
     figures = _film(request, avatar, driver)
     figures["seconds"] = {"tracking": tracked - started} | figures["seconds"]
