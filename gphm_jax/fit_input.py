@@ -6,9 +6,7 @@ import pathlib
 
 from absl import logging
 
-from gphm_jax.capture.preprocess import preprocess_all
 from gphm_jax.capture.settings import CaptureSettings
-from gphm_jax.capture.sources import recording_paths
 from gphm_jax.data.layout import is_dataset
 from gphm_jax.errors import InputError
 
@@ -29,9 +27,13 @@ def prepared(path: pathlib.Path, out: pathlib.Path, settings: CaptureSettings) -
         raise InputError(
             f"cannot read {error.filename or path} ({error.strerror}): give --input a folder to read"
         ) from error
+    # Here: footage that is prepared already does not wait for what it takes to prepare some.
+    from gphm_jax.capture import preprocess
+    from gphm_jax.capture.sources import recording_paths
+
     clips = recording_paths(path)
     if len(clips) > 1:
         raise InputError(f"{path} holds {len(clips)} clips: name one person's with --input, as {clips[0]}")
     logging.info("preparing %s in %s", path, out / "footage")
-    preprocess_all(path, out / "footage", settings)
+    preprocess.preprocess_all(path, out / "footage", settings)
     return out / "footage"

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from dataset_fixture import write_dataset
 
-from gphm_jax import fit_input
+from gphm_jax.capture import preprocess
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.errors import InputError
 from gphm_jax.fit_input import prepared
@@ -23,7 +23,7 @@ def test_prepared_folders_are_taken_as_they_are(tmp_path):
 
 def test_raw_footage_is_prepared_in_the_fits_folder(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(fit_input, "preprocess_all", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(preprocess, "preprocess_all", lambda *arguments: asked.append(arguments))
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"0")
     assert prepared(clip, tmp_path / "out", SETTINGS) == tmp_path / "out" / "footage"
