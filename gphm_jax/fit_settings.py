@@ -19,7 +19,8 @@ from gphm_jax.settings import (
 )
 from gphm_jax.step import LossWeights
 
-NETWORKS = ("expression", "refine", "dynamics")  # of an avatar, that fine-tuning may move
+NETWORKS = ("expression", "motion", "refine", "dynamics")  # of an avatar, that fine-tuning may move
+PAPERS = ("expression", "refine", "dynamics")  # and does in the paper
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,8 @@ class Latitude:
 
     up_to: int  # images; 0: any number
     length: float = 1.0  # of finetune.steps
-    moves: tuple[str, ...] = NETWORKS
-    freedom: float = 1.0  # times finetune.limits; the anchor, in their units, pulls by its inverse square
+    moves: tuple[str, ...] = PAPERS  # of NETWORKS
+    freedom: float = 1.0  # times finetune.limits of all but colour; the anchor pulls by its inverse square
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,9 @@ class ByImages:
     With few images networks stay as they are and steps are fewer (paper 3.5, which gives no numbers).
     """
 
-    one: Latitude = Latitude(up_to=1, length=0.25, moves=(), freedom=0.4)
-    three: Latitude = Latitude(up_to=5, length=0.4, moves=(), freedom=0.6)
-    ten: Latitude = Latitude(up_to=30, length=0.6, moves=("dynamics",), freedom=0.8)
+    one: Latitude = Latitude(up_to=1, length=0.25, moves=(), freedom=0.3)
+    three: Latitude = Latitude(up_to=5, length=0.4, moves=(), freedom=0.4)
+    ten: Latitude = Latitude(up_to=30, length=0.6, moves=("dynamics",), freedom=0.6)
     hundred: Latitude = Latitude(up_to=150)
     video: Latitude = Latitude(up_to=0)
 

@@ -42,6 +42,7 @@ _POINTS = {
 # Where the networks of `fit_settings.NETWORKS` are.
 _PLACES: dict[str, tuple[str, ...]] = {
     "expression": ("avatar", "networks", "expression"),
+    "motion": ("avatar", "networks", "motion"),
     "refine": ("avatar", "networks", "refine"),
     "dynamics": ("avatar", "dynamics"),
 }
@@ -146,7 +147,9 @@ class FinetuneFit(nnx.Module):
             variable[...] = jnp.clip(old + trust * (variable[...] - old), start - bound, start + bound)
 
     def _bound(self, name: str) -> Float[Array, ""]:
-        return getattr(self.limits, _POINTS[name]) * self.freedom[...]
+        limit = jnp.asarray(getattr(self.limits, _POINTS[name]), jnp.float32)
+        # Each photo tells colours; shape is what several of them agree on.
+        return limit if name == "colors" else limit * self.freedom[...]
 
 
 Fittable = IdentityFit | FinetuneFit
@@ -252,8 +255,8 @@ def finetune_step(
     backend: str,
     seed: int,
 ) -> FitStep:
-    """Step 2: the points, those of f_exp, the refine network and f_dyn that `networks` names (`NETWORKS`), and with
-    `cameras` the corrections of head poses and focal length."""
+    """Step 2: the points, those of f_exp, f_nf, the refine network and f_dyn that `networks` names (`NETWORKS`), and
+    with `cameras` the corrections of head poses and focal length."""
     free = {("avatar", name) for name in _POINTS} | {_PLACES[name] for name in networks}
     if cameras:
         free |= {("pose_corrections",), ("log_focal",)}

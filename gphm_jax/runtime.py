@@ -29,7 +29,7 @@ def start() -> None:
         lambda record: record.levelno >= stdlib_logging.WARNING or "orbax" not in record.pathname
     )
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _COORDINATOR.value is None:
         if _PROCESSES.value > 1:
             raise InputError(f"--processes={_PROCESSES.value} needs --coordinator=HOST:PORT of process 0")
