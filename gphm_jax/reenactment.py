@@ -68,9 +68,8 @@ def perform(
     """What `avatar` plays of the driver's recording, smoothed in time; `scores` are its rows', where those drive."""
     rows, spec = list(driver.shown), avatar.spec
     if direction.expression == "scores":
-        regressor = getattr(avatar, "scores", None)
-        assert scores is not None and regressor is not None
-        expression = regressor.code(scores)
+        assert scores is not None and avatar.scores is not None
+        expression = avatar.scores.code(scores)
         if expression.shape[1] != spec.networks.expression_dim:
             raise InputError(
                 f"the avatar's scores.npz makes codes of {expression.shape[1]} numbers, its networks take "

@@ -157,12 +157,12 @@ class Regressor:
 
 
 def test_scores_drive_an_avatar_that_has_a_map_for_them(avatar, driven, monkeypatch):
-    monkeypatch.setattr(avatar, "scores", Regressor(), raising=False)
+    monkeypatch.setattr(avatar, "scores", Regressor())
     scores = np.random.default_rng(3).random((5, 52)).astype(np.float32)
     performance = perform(avatar, driven, dataclasses.replace(PLAIN, expression="scores"), scores)
     np.testing.assert_allclose(performance.expression, 2.0 * scores[list(driven.shown)][:, :8])
     foreign = type("Foreign", (), {"code": lambda self, scores: scores[..., :5]})()
-    monkeypatch.setattr(avatar, "scores", foreign, raising=False)
+    monkeypatch.setattr(avatar, "scores", foreign)
     with pytest.raises(InputError, match="codes of 5 numbers, its networks take 8"):
         perform(avatar, driven, dataclasses.replace(PLAIN, expression="scores"), scores)
 

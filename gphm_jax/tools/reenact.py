@@ -66,7 +66,7 @@ def reenact(request: Request) -> dict[str, Any]:
     """Writes the video and the figures beside it, each whole or not at all; the figures."""
     started = time.monotonic()
     avatar = Avatar.load(request.avatar)
-    if request.direction.expression == "scores" and getattr(avatar, "scores", None) is None:
+    if request.direction.expression == "scores" and avatar.scores is None:
         raise InputError(
             f"{request.avatar} has no scores.npz: fit it again with a prior that has one, or use --expression=encoder"
         )
