@@ -7,14 +7,15 @@ import functools
 import itertools
 import os
 import pathlib
-import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from gphm_jax.errors import InputError, TrainingError
 from gphm_jax.files import atomic_path
 from gphm_jax.provenance import Statement, mark_video
 
@@ -57,14 +58,15 @@ def write_video(
 
 
 def has_sound(path: pathlib.Path) -> bool:
-    """Whether a video file has a sound track; False without the optional package `video`."""
+    """Whether a video file has a sound track that can be decoded; False without the optional package `video`."""
     try:
         import imageio_ffmpeg
     except ImportError:
         return False
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", f"file:{path}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return re.search(rb"Stream #\d+:\d+.*: Audio:", done.stderr) is not None
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    # All of it: a track that breaks off in the middle would cost a film that is half drawn.
+    command = [program, "-v", "quiet", "-xerror", "-i", f"file:{path}", "-map", "0:a:0", "-f", "null", "-"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def _encode_h264(
@@ -89,17 +91,21 @@ def _encode_h264(
     told = ("-movflags", "+faststart", "-metadata", f"comment={'; '.join(statement.lines)}")
     # Not imageio's own writer: it forks through Python, which may deadlock under JAX's threads.
     command = [program, "-y", "-v", "error", *taken, *coded, *heard, *told, f"file:{path}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stderr is not None  # both are pipes
-        try:
-            for picture in itertools.chain([first], rest):
-                process.stdin.write(picture.tobytes())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # the program has given up: its own words follow
-        words = process.stderr.read().decode(errors="replace").strip()
+    # Its words go to a file: a pipe that nobody reads would fill, and both sides would wait for ever.
+    with tempfile.TemporaryFile() as words:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words) as process:
+            assert process.stdin is not None  # it is a pipe
+            try:
+                for picture in itertools.chain([first], rest):
+                    process.stdin.write(picture.tobytes())
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # the program has given up: its own words follow
+        words.seek(0)
+        said = words.read().decode(errors="replace").strip()
     if process.returncode:
-        raise OSError(f"cannot encode the video: {words.splitlines()[-1] if words else process.returncode}")
+        reason = said.splitlines()[-1] if said else f"ffmpeg ended with status {process.returncode}"
+        raise TrainingError(f"cannot encode the video: {reason}")
 
 
 def _encode_mpeg4(
@@ -109,7 +115,7 @@ def _encode_mpeg4(
     height, width = first.shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
-        raise OSError("OpenCV cannot encode the video: install the optional package `video`")
+        raise InputError("OpenCV cannot encode the video: `pip install 'gphm_jax[video]'` brings what can")
     try:
         writer.write(cv2.cvtColor(first, cv2.COLOR_RGB2BGR))
         for picture in rest:

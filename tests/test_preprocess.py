@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from gphm_jax.capture import preprocess as preprocessing
 from gphm_jax.capture.preprocess import preprocess, preprocess_all, read_face_model
 from gphm_jax.capture.recording import Calibration, Picture, Recording, Unreadable
-from gphm_jax.capture.settings import CaptureSettings
+from gphm_jax.capture.settings import CaptureSettings, ScanSettings
 from gphm_jax.data import images, layout
 from gphm_jax.data.synthetic.dataset import synthesize
 from gphm_jax.data.synthetic.writer import Request
@@ -179,7 +179,7 @@ def test_running_again_goes_on(film, filmed, model, tmp_path, monkeypatch):
     preprocess(recorded(film, (0,)), cut, SETTINGS, model)
     assert (cut / "images" / film.frames[0].name / "image_0.jpg").stat().st_mtime_ns == before
     assert tree(cut) == tree(whole) and not list(cut.glob(".*"))
-    with pytest.raises(InputError, match="holds footage with other settings"):
+    with pytest.raises(InputError, match="was made with other settings"):
         preprocess(recorded(film, (0,)), cut, dataclasses.replace(SETTINGS, size=64), model)
 
 
@@ -248,3 +248,11 @@ def test_many_clips_make_a_dataset_and_the_broken_one_is_listed(film, tmp_path):
     assert failure["item"] == "b" and "no usable face" in failure["reason"]
     made = layout.open_dataset(tmp_path / "out")
     assert made.identities == ("a",) and len(made.frames) == 10
+
+
+@pytest.mark.parametrize("settings", [CaptureSettings, ScanSettings])
+def test_expression_images_need_somebody_who_tells_the_scores(settings):
+    settings(face_model="bfm.mat").check("--")
+    settings(face_model="bfm.mat", landmarks="dlib", expression_images=0).check("--")
+    with pytest.raises(InputError, match="--expression_images=1: neither dlib nor a face model of one's own"):
+        settings(face_model="bfm.mat", landmarks="dlib").check("--")

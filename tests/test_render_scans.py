@@ -104,11 +104,11 @@ def test_rays_intersect_and_points_align():
 def rendered(tmp_path_factory):
     """A person with two expressions in two units' axes and a broken scan, and somebody who has nothing but one."""
     root = tmp_path_factory.mktemp("scans")
-    write_coloured_ply(root / "in" / "anna" / "a.ply", head(), BLENDER)
-    write_coloured_ply(root / "in" / "anna" / "b.ply", head(jaw=0.6), UPSIDE_DOWN)
-    (root / "in" / "anna" / "c.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 9\n")
-    (root / "in" / "zoe").mkdir()
-    (root / "in" / "zoe" / "broken.obj").write_text("f 1 2 3\n")
+    write_coloured_ply(root / "in" / "one" / "a.ply", head(), BLENDER)
+    write_coloured_ply(root / "in" / "one" / "b.ply", head(jaw=0.6), UPSIDE_DOWN)
+    (root / "in" / "one" / "c.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 9\n")
+    (root / "in" / "two").mkdir()
+    (root / "in" / "two" / "broken.obj").write_text("f 1 2 3\n")
     with pytest.raises(TrainingError, match="1 of 2 failed, listed in"):
         render_all(root / "in", root / "out", SETTINGS, workers=1)
     return root
@@ -116,9 +116,9 @@ def rendered(tmp_path_factory):
 
 def test_scans_of_a_person_become_frames_of_an_identity(rendered):
     made = layout.open_dataset(rendered / "out")
-    assert made.identities == ("anna",) and [frame.name for frame in made.frames] == ["a", "b"]
+    assert made.identities == ("one",) and [frame.name for frame in made.frames] == ["a", "b"]
     assert made.image_size == (128, 128) and made.white_background and made.landmark_count == 68
-    quality = json.loads((rendered / "out" / "anna" / "quality.json").read_text())
+    quality = json.loads((rendered / "out" / "one" / "quality.json").read_text())
     places = {"a": BLENDER, "b": UPSIDE_DOWN}
     for frame, truth in zip(made.frames, (head(), head(jaw=0.6)), strict=True):
         assert len(frame.views) == 8 and len(frame.synthesized) == 1 and 3 <= frame.shows_face.sum() < 8
@@ -145,17 +145,17 @@ def test_scans_of_a_person_become_frames_of_an_identity(rendered):
 
 
 def test_what_failed_is_named_and_what_is_finished_stays(rendered, monkeypatch):
-    quality = json.loads((rendered / "out" / "anna" / "quality.json").read_text())
+    quality = json.loads((rendered / "out" / "one" / "quality.json").read_text())
     (dropped,) = quality["dropped"]
     assert dropped["frame"] == "c" and "c.ply" in dropped["reason"]
-    assert "c.ply" in (rendered / "out" / "anna" / "quality.html").read_text()
+    assert "c.ply" in (rendered / "out" / "one" / "quality.html").read_text()
     (failure,) = json.loads((rendered / "out" / "failed.json").read_text())
-    assert failure["item"] == "zoe" and "broken.obj" in failure["reason"] and failure["trace"] is None
+    assert failure["item"] == "two" and "broken.obj" in failure["reason"] and failure["trace"] is None
     monkeypatch.setattr(scan_rendering, "_fit", None)  # nothing is looked at again
-    before = (rendered / "out" / "anna" / "images" / "a" / "image_0.jpg").stat().st_mtime_ns
+    before = (rendered / "out" / "one" / "images" / "a" / "image_0.jpg").stat().st_mtime_ns
     with pytest.raises(TrainingError, match="1 of 2 failed"):
         render_all(rendered / "in", rendered / "out", SETTINGS, workers=1)
-    assert (rendered / "out" / "anna" / "images" / "a" / "image_0.jpg").stat().st_mtime_ns == before
+    assert (rendered / "out" / "one" / "images" / "a" / "image_0.jpg").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="is not empty, and not"):
         render_all(rendered / "in", rendered / "in", SETTINGS)
     with pytest.raises(InputError, match="with other settings: remove it"):
@@ -239,16 +239,16 @@ def test_other_folders(tmp_path):
         "one.obj",
         "one.mtl",
         "two.GLB",
-        "eve/smile 1.ply",
-        "eve/smile 10.ply",
-        "eve/smile 2.ply",
+        "three/smile 1.ply",
+        "three/smile 10.ply",
+        "three/smile 2.ply",
         "notes/readme.txt",
     )
     found = people_in(tmp_path)
     assert [(person.name, [frame for frame, _ in person.scans]) for person in found] == [
         ("one", ["one"]),
         ("two", ["two"]),
-        ("eve", ["smile_1", "smile_2", "smile_10"]),
+        ("three", ["smile_1", "smile_2", "smile_10"]),
     ]
 
 
@@ -288,6 +288,41 @@ def faceless(path):
     return path / "x.ply"
 
 
+def corner(index):
+    """A triangle whose last corner is vertex `index` of three."""
+
+    def make(path):
+        lines = ["ply", "format ascii 1.0", "element vertex 3", *(f"property float {axis}" for axis in "xyz")]
+        lines += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+        lines += ["element face 1", "property list uchar int vertex_indices", "end_header"]
+        lines += ["0 0 0 9 9 9", "1 0 0 9 9 9", "0 1 1 9 9 9", f"3 0 1 {index}"]
+        (path / "x.ply").write_text("\n".join(lines) + "\n")
+        return path / "x.ply"
+
+    return make
+
+
+TEXTURED = b"""mtllib x.mtl
+usemtl skin
+v 0 0 0
+v 1 0 0
+v 0 1 1
+vt 0 0
+vt 1 %s
+vt 0 1
+f 1/1 2/2 3/3
+"""
+
+
+def textured(content):
+    def make(path):
+        (path / "x.mtl").write_text("newmtl skin\nmap_Kd x.png\n")
+        Image.fromarray(np.full((4, 4, 3), 99, np.uint8)).save(path / "x.png")
+        return named("x.obj", content)(path)
+
+    return make
+
+
 def named(name, content=b""):
     def make(path):
         (path / name).write_bytes(content)
@@ -302,7 +337,10 @@ def named(name, content=b""):
         (bare, r"x\.ply has no texture that can be read and no vertex colours"),
         (lost_picture, r"x\.obj has no texture that can be read"),
         (points_alone, r"x\.ply has no faces: export the scan as a mesh"),
-        (not_finite, r"x\.ply has vertices that are not finite"),
+        (not_finite, r"x\.ply has vertices or texture coordinates that are not finite"),
+        (corner(3), r"x\.ply has faces with corners that it does not hold"),
+        (corner(-1), r"x\.ply has faces with corners that it does not hold"),
+        (textured(TEXTURED % b"nan"), r"x\.obj has vertices or texture coordinates that are not finite"),
         (faceless, r"x\.ply: no face found from any side"),
         (named("x.glb", b"glTF\x02"), r"cannot read .*x\.glb \("),
         (named("x.obj"), r"(cannot read .*x\.obj|x\.obj has no faces)"),

@@ -69,7 +69,7 @@ def write_frames(
                     expression=frame.expression,
                     landmarks=frame.landmarks,
                 )
-                # The embedded face model's coefficients are ARKit scores too.
+                # The embedded face model's coefficients are scores too; of another, settings ask for detected ones.
                 for n, image in enumerate(shown.of(name, rows[name], detected.get(name, frame.expression))):
                     frame_writer.write_jpeg(
                         folder / "expressions" / f"{n}.jpg", image, frame_writer.CROP_QUALITY

@@ -37,7 +37,7 @@ def claim(out: pathlib.Path, described: Mapping[str, Any]) -> None:
         found = _read(path)
         for key in ("settings", "sources"):
             if found.get(key) != described[key]:
-                raise InputError(f"{out} holds footage with other {key}: remove it or give another --out")
+                raise InputError(f"{out} was made with other {key}: remove it or give another --out")
     elif any(out.iterdir()):
         raise InputError(f"{out} is not empty, and not an identity folder: give another --out")
     frame_writer.remove_leftovers(out)
@@ -67,9 +67,9 @@ def describe(
     }
 
 
-def source_of(path: pathlib.Path) -> dict[str, str]:
-    """Where footage lay, and a sum by which it is known again."""
-    return {"path": str(path), "sha256": _digest(path)}
+def source_of(path: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> dict[str, str]:
+    """Where footage lay, and a sum by which it is known again: over `folders` alone, where only these matter."""
+    return {"path": str(path), "sha256": _digest(path, folders or [path])}
 
 
 def is_done(out: pathlib.Path) -> bool:
@@ -92,10 +92,10 @@ def _version_of(package: str) -> str:
         return "absent"
 
 
-def _digest(source: pathlib.Path) -> str:
-    """SHA-256 of a file, or of a folder's names and sizes."""
+def _digest(source: pathlib.Path, parts: Sequence[pathlib.Path]) -> str:
+    """SHA-256 of a file, or of names and sizes of what lies in `parts` of a folder."""
     digest = hashlib.sha256()
-    for path in _files(source):
+    for path in sorted({path for part in parts for path in _files(part)}):
         if source.is_dir():
             digest.update(f"{path.relative_to(source)} {path.stat().st_size}\n".encode())
         else:
@@ -106,4 +106,4 @@ def _digest(source: pathlib.Path) -> str:
 
 
 def _files(source: pathlib.Path) -> Iterator[pathlib.Path]:
-    yield from sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    yield from (path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]

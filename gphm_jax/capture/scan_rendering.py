@@ -92,7 +92,7 @@ def render_person(person: Person, out: pathlib.Path, settings: ScanSettings) -> 
 
     A scan that cannot be used is dropped and named in quality.json; `InputError` where none can.
     """
-    claim(out, _described(settings, source_of(person.source)))
+    claim(out, _described(settings, source_of(person.source, person.folders)))
     begin = time.monotonic()
     model = read_face_model(settings)
     dropped: dict[str, str] = {}
@@ -235,7 +235,7 @@ def _canonical(scan: Placed, fit: FaceFit, row: int) -> ScanFrame:
         place=home.after(scan.place),
         identity=fit.identity,
         expression=fit.expression[row],
-        # The embedded face model's coefficients are ARKit scores too.
+        # The embedded face model's coefficients are scores too; of another, settings ask for detected ones.
         scores=fit.expression[row][:52] if scores is None else scores,
         landmarks=landmarks,
         reprojection=float(np.median(fit.reprojection[row][seen])),

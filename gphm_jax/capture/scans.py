@@ -10,6 +10,7 @@ A person's NPHM folder opens as well, and a single file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -42,6 +43,11 @@ class Person:
     name: str
     source: pathlib.Path
     scans: tuple[tuple[str, pathlib.Path], ...]
+
+    @property
+    def folders(self) -> tuple[pathlib.Path, ...]:
+        """What is read for this person: scans lie beside their textures. Empty where `source` is a file."""
+        return () if self.source.is_file() else tuple(sorted({path.parent for _, path in self.scans}))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,9 +161,17 @@ def read_scan(path: pathlib.Path) -> Scan:
             f"{path} has no texture that can be read and no vertex colours: put its MTL and picture beside it, or "
             "export it as GLB or as PLY with vertex colours"
         )
+    for mesh, _ in meshes:
+        if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+            raise InputError(f"{path} has faces with corners that it does not hold: export the scan again")
     surfaces = tuple(_surface(mesh, matrix) for mesh, matrix in meshes)
-    if not all(np.isfinite(surface.vertices).all() for surface in surfaces):
-        raise InputError(f"{path} has vertices that are not finite: export the scan again")
+    for surface in surfaces:
+        if len(surface.uvs) != len(surface.vertices):
+            raise InputError(f"{path} has vertices without texture coordinates: export the scan again")
+        if not (np.isfinite(surface.vertices).all() and np.isfinite(surface.uvs).all()):
+            raise InputError(
+                f"{path} has vertices or texture coordinates that are not finite: export the scan again"
+            )
     scan = Scan(surfaces=surfaces)
     if not np.ptp(scan.vertices, axis=0).min() > 0:
         raise InputError(f"{path} is flat: export the scan again")
@@ -212,27 +226,29 @@ def _each(files: Iterable[pathlib.Path]) -> Iterator[Person]:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = (item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
-    return sorted(found, key=lambda item: natural_key(item.name))
+    return [item for item in _content(folder) if item.suffix.lower() in SUFFIXES and item.is_file()]
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = (item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-    return sorted(found, key=lambda item: natural_key(item.name))
+    return [item for item in _content(folder) if item.is_dir() and not item.name.startswith(".")]
 
 
-class _quiet:
+def _content(folder: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(folder.iterdir(), key=lambda item: natural_key(item.name))
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}; check its permissions") from error
+
+
+@contextlib.contextmanager
+def _quiet(log: logging.Logger) -> Iterator[None]:
     """Keeps a library's warnings off the terminal: what is wrong with a scan is said in one line."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
-
-    def __enter__(self) -> None:
-        self._level = self._log.level
-        self._log.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *failure: object) -> None:
-        self._log.setLevel(self._level)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _picture(mesh: Any) -> Image.Image | None:

@@ -32,6 +32,7 @@ class CaptureSettings:
             raise InputError(f"{prefix}fps={self.fps}: must be positive")
         for key, known in (("landmarks", LANDMARKS), ("matting", MATTINGS)):
             _check_known(self, prefix, key, known)
+        _check_scores(self, prefix)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class ScanSettings:
         """Raises `InputError` naming `prefix` and the key for a value that cannot be."""
         _check_ranges(self, prefix, size=(64, 4096), views=(1, 400), expression_images=(0, 64))
         _check_known(self, prefix, "landmarks", LANDMARKS)
+        _check_scores(self, prefix)
 
 
 def _check_ranges(settings: object, prefix: str, **ranges: tuple[int, int]) -> None:
@@ -62,3 +64,14 @@ def _check_ranges(settings: object, prefix: str, **ranges: tuple[int, int]) -> N
 def _check_known(settings: object, prefix: str, key: str, known: tuple[str, ...]) -> None:
     if getattr(settings, key) not in known:
         raise InputError(f"{prefix}{key}={getattr(settings, key)}: must be one of {', '.join(known)}")
+
+
+def _check_scores(settings: CaptureSettings | ScanSettings, prefix: str) -> None:
+    """Expression images are rendered from ARKit scores, which mediapipe gives, or the embedded face model."""
+    rendered = settings.expressions == "synthetic" and settings.expression_images
+    if rendered and settings.face_model and settings.landmarks != "mediapipe":
+        raise InputError(
+            f"{prefix}expression_images={settings.expression_images}: neither {settings.landmarks} nor a face model of "
+            f"one's own tells the 52 scores they are rendered from; use {prefix}landmarks=mediapipe, a folder in "
+            f"{prefix}expressions, or {prefix}expression_images=0"
+        )
