@@ -91,13 +91,14 @@ def conclude(run: Run, stage: Stage, graphdef: Any, state: TrainState, figures: 
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **figures,
     }
-    networks, footage = model.networks, run.footage
-    scores = fit_to_footage(networks.expression_encoder, footage.pixels, footage.training)
-    if scores is not None:
-        scores.save(run.workdir.path / SCORES_FILE)
-        figures["expression_scores"] = scores.provenance
     if stage is GAUSSIANS:
-        save_frames(run.workdir.path / HEADS_FILE, networks, footage.pixels, footage.training, scores)
+        footage = run.footage
+        scores = fit_to_footage(model, footage.pixels, footage.training)
+        if scores is not None:
+            scores.save(run.workdir.path / SCORES_FILE)
+            figures["expression_scores"] = scores.provenance
+        heads = run.workdir.path / HEADS_FILE
+        save_frames(heads, model.networks, footage.pixels, footage.training, scores)
     if run.footage.held_out:
         figures["heldout_views"] = evaluate(
             render,

@@ -14,8 +14,12 @@ from gphm_jax.data.files import read_npz
 from gphm_jax.data.layout import Dataset, Selection
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.data.sampler import spread
+from gphm_jax.data.synthetic.landmarks import LANDMARKS
 from gphm_jax.errors import InputError
+from gphm_jax.gaussians import GaussianModel
+from gphm_jax.morphable import embedded
 from gphm_jax.nets import Encoder
+from gphm_jax.score_landmarks import follow_landmarks
 from gphm_jax.scores import NAMES, ScoreRegressor
 
 _MOST_FRAMES = 4096  # of a large dataset: 52 directions need no more
@@ -27,19 +31,21 @@ _FOLDS = 5  # where one person alone was filmed
 
 
 def fit_to_footage(
-    encoder: Encoder, pixels: PixelSource, training: Sequence[Selection]
+    model: GaussianModel, pixels: PixelSource, training: Sequence[Selection]
 ) -> ScoreRegressor | None:
-    """The map from the scores of training frames to the codes that `encoder` reads off their faces.
+    """The map from the scores of training frames to the codes that the head model reads off their faces.
 
-    None, with a line in the log, where dataset.json does not say that its params hold the 52 scores.
+    Where the landmarks are those of the embedded face model it is tuned until they move as that says. None, with a
+    line in the log, where dataset.json does not say that its params hold the 52 scores.
     """
     items = spread(training, _MOST_FRAMES)
     try:
         scores = known_scores(pixels.dataset, items)
     except InputError as error:
-        logging.info("no %s: %s", "map from expression scores", error)
+        logging.info("no map from expression scores: %s", error)
         return None
-    codes = np.stack([codes.mean(axis=0) for codes in encode_faces(encoder, pixels, items)])
+    faces = encode_faces(model.networks.expression_encoder, pixels, items)
+    codes = np.stack([found.mean(axis=0) for found in faces])
     people = np.array([item.frame.identity_row for item in items])
     metadata = pixels.dataset.metadata
     source = {
@@ -49,7 +55,10 @@ def fit_to_footage(
         "frames": len(items),
     }
     regressor = fit_ridge(scores, codes, people, source)
-    logging.info("expression scores: held-out R^2 of the codes %s", regressor.provenance["held_out_r2"])
+    basis = known_movements(model)
+    if basis is not None:
+        regressor = follow_landmarks(model, regressor, np.concatenate(faces), basis)
+    logging.info("map from expression scores: %s", regressor.provenance)
     return regressor
 
 
@@ -66,6 +75,17 @@ def known_scores(dataset: Dataset, items: Sequence[Selection]) -> Float[np.ndarr
             raise InputError(f"{item.frame.params} does not hold {len(listed)} finite scores")
         rows.append(row[columns])
     return np.stack(rows)
+
+
+def known_movements(model: GaussianModel) -> Float[np.ndarray, "k 3 52"] | None:
+    """How each score moves the landmarks of a face, where these are the 68 of the embedded face model."""
+    if model.landmarks.shape[0] != len(LANDMARKS):
+        return None
+    try:
+        return np.asarray(embedded().landmark_part("ibug68").expression_basis)
+    except InputError as error:  # a dataset made elsewhere needs no assets
+        logging.info("expression scores are not tuned by landmarks: %s", error)
+        return None
 
 
 def encode_faces(

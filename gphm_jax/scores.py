@@ -20,7 +20,7 @@ from gphm_jax.files import atomic_path, plain
 
 FILE = "scores.npz"  # in a workdir, and in an avatar's folder
 # mouthSmile for mouthSmileLeft and mouthSmileRight; mouthLeft and jawLeft have no such name.
-_PAIRS = tuple(
+PAIRS = tuple(
     name.removesuffix("Left")
     for name in NAMES
     if name.endswith("Left") and name not in ("mouthLeft", "jawLeft")
@@ -77,10 +77,10 @@ def score_vector(values: Mapping[str, Any]) -> Float[np.ndarray, "52"]:
     """
     vector = np.zeros(len(NAMES), np.float32)
     for name, value in values.items():
-        sides = ("Left", "Right") if name in _PAIRS else ("",)
+        sides = ("Left", "Right") if name in PAIRS else ("",)
         rows = [NAMES.index(name + side) for side in sides if name + side in NAMES]
         if not rows:
-            close = difflib.get_close_matches(name, (*_PAIRS, *NAMES), n=1, cutoff=0.0)
+            close = difflib.get_close_matches(name, (*PAIRS, *NAMES), n=1, cutoff=0.0)
             raise InputError(f"no expression score '{name}': did you mean {close[0]}?")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 2:
             raise InputError(

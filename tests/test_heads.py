@@ -20,7 +20,7 @@ def workdir(tmp_path_factory):
     prior = save_prior(path)
     pixels = scored_dataset(path / "data")
     items = select(pixels.dataset)
-    scores = fit_to_footage(prior.networks.expression_encoder, pixels, items)
+    scores = fit_to_footage(prior, pixels, items)
     scores.save(path / SCORES_FILE)
     save_frames(path / FILE, prior.networks, pixels, items, scores)
     return path

@@ -1,5 +1,6 @@
 """From 52 expression scores to codes: names, the fit and what it is worth, and the file that keeps it."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -16,6 +17,8 @@ from gphm_jax.data.layout import open_dataset, select
 from gphm_jax.data.pixels import PixelSource
 from gphm_jax.errors import InputError
 from gphm_jax.score_fit import encode_faces, fit_ridge, fit_to_footage
+from gphm_jax.score_landmarks import examples as score_examples
+from gphm_jax.score_landmarks import follow_landmarks
 from gphm_jax.scores import FILE, NAMES, ScoreRegressor, load_scores, score_vector
 from gphm_jax.types import Camera
 
@@ -106,7 +109,7 @@ def test_the_codes_are_those_of_the_frames_faces(prior, tmp_path):
     frame = items[5].frame
     shown = np.stack([pixels.face(frame, 0), pixels.face(frame, 1), pixels.synthesized(frame, 0)])
     np.testing.assert_allclose(codes[5], encoder(jnp.asarray(shown / np.float32(255))), atol=1e-4)
-    regressor = fit_to_footage(encoder, pixels, items)
+    regressor = fit_to_footage(prior, pixels, items)
     neutral = np.mean([codes[n].mean(axis=0) for n in (0, 4, 8)], axis=0)
     np.testing.assert_allclose(regressor.neutral, neutral, atol=1e-4)
     assert regressor.provenance["frames"] == 12 and regressor.provenance["seed"] == 5
@@ -117,7 +120,7 @@ def test_the_codes_are_those_of_the_frames_faces(prior, tmp_path):
 def test_footage_without_scores_is_passed_over_with_a_word(prior, tmp_path, caplog, listed):
     caplog.set_level("INFO", logger="absl")
     pixels = scored_dataset(tmp_path, listed=listed)
-    assert fit_to_footage(prior.networks.expression_encoder, pixels, select(pixels.dataset)) is None
+    assert fit_to_footage(prior, pixels, select(pixels.dataset)) is None
     assert "does not list the 52 ARKit scores" in caplog.text
 
 
@@ -139,3 +142,25 @@ def test_an_avatar_takes_its_map_along(prior, tmp_path):
     (tmp_path / "older" / FILE).unlink()
     assert Avatar.load(tmp_path / "older").scores is None
     assert isinstance(loaded.scores, ScoreRegressor)
+
+
+def test_landmarks_are_made_to_follow_the_scores(prior):
+    """The movements of the codes that some map gives are learnt anew from a map that knows nothing."""
+    scores, codes, people, _ = examples(noise=0.0)
+    ridge = fit_ridge(scores, codes, people, {"seed": 7})
+    true = dataclasses.replace(ridge, directions=ridge.directions / 30.0)
+    features = prior.networks.inject(prior.landmark_features[...], prior.subjects.codes[...][:1])
+    shifts = prior.networks.expression(
+        features[:, None],
+        jnp.asarray(true.neutral + np.concatenate([np.zeros((1, 8)), true.directions]))[None],
+    )
+    basis = np.moveaxis(np.asarray(shifts[0, 1:] - shifts[0, :1]), 0, -1)
+    faces = true.code(score_examples(64, seed=3))
+    blank = dataclasses.replace(true, directions=np.zeros_like(true.directions))
+    tuned = follow_landmarks(prior, blank, faces, basis, steps=60)
+    assert tuned.provenance["landmarks_r2_at_first"] == pytest.approx(0.0, abs=1e-5)
+    assert tuned.provenance["landmarks_r2"] > 0.5 and tuned.provenance["seed"] == 7
+    np.testing.assert_array_equal(tuned.neutral, true.neutral)
+    # What follows stays among the faces' codes: no worse than twice as far from their mean.
+    far = np.linalg.norm(tuned.code(score_examples(64, seed=4)) - faces.mean(axis=0), axis=1)
+    assert far.mean() < 2.0 * np.linalg.norm(faces - faces.mean(axis=0), axis=1).mean()
