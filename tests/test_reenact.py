@@ -21,6 +21,7 @@ from gphm_jax.data import layout
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.driver import open_driver
 from gphm_jax.errors import InputError
+from gphm_jax.face_identity import face_distance
 from gphm_jax.provenance import COMPOSITE, RENDERED, Statement, read_marks
 from gphm_jax.reenactment import Direction, follows, perform, read_scores
 from gphm_jax.tools import reenact as tool
@@ -241,7 +242,8 @@ def test_the_video_shows_driver_and_avatar_and_the_figures_lie_beside_it(
     assert read_marks(request.out).source == COMPOSITE
 
 
-def test_one_panel_alone_is_marked_as_rendered(folder, prepared, tmp_path):
+def test_one_panel_alone_is_marked_as_rendered(folder, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "open_landmarker", None)  # no figures, no landmarks
     request = tool.Request(
         avatar=folder,
         drive=prepared,
@@ -352,6 +354,7 @@ def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, mon
         assert not list(tmp_path.glob(".*"))
 
     fail("no avatar in", avatar=tmp_path)
+    fail("no picture at .*nobody", source=tmp_path / "nobody")
     config = json.loads((folder / "config.json").read_text())
     old = tmp_path / "old"
     old.mkdir()
@@ -376,3 +379,11 @@ def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, mon
     film = tmp_path / "film.mp4"
     video.write_video(film, iter([np.zeros((16, 16, 3), np.uint8)] * 2), fps=8.0, statement=Statement())
     fail("no usable face", drive=film)
+
+
+def test_the_distance_of_faces_is_a_mean_over_pairs():
+    here, there = np.zeros((2, 128)), np.zeros((3, 128))
+    there[:, 0] = 0.3, 0.6, 0.9
+    assert face_distance(here, there) == pytest.approx(0.6)
+    assert face_distance(here, here) == 0.0
+    assert face_distance(here, there[:0]) is None

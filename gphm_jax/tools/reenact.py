@@ -54,9 +54,7 @@ class Request:
     out: pathlib.Path
     direction: Direction
     layout: tuple[str, ...] = _PANELS
-    fps: float = (
-        0.0  # at most so many of a video's frames a second; those of a prepared folder; 0: 30, and 25
-    )
+    fps: float = 0.0  # at most so many a second of a video, or a prepared folder's own; 0: 30, and 25
     max_frames: int = 0  # of a video, spread evenly; 0: all
     source: pathlib.Path | None = None  # a picture of the avatar's person, or a folder of them
     figures: bool = True
@@ -65,6 +63,7 @@ class Request:
 def reenact(request: Request) -> dict[str, Any]:
     """Writes the video and the figures beside it, each whole or not at all; the figures."""
     started = time.monotonic()
+    own = [] if request.source is None else spread(_pictures_of(request.source), _COMPARED)
     avatar = Avatar.load(request.avatar)
     if request.direction.expression == "scores" and avatar.scores is None:
         raise InputError(
@@ -80,26 +79,25 @@ def reenact(request: Request) -> dict[str, Any]:
     try:
         driver = open_driver(request.drive, work, settings, request.fps)
     except InputError:
-        shutil.rmtree(work, ignore_errors=True)  # of no use to anybody; what an interrupt leaves is gone on with
+        shutil.rmtree(
+            work, ignore_errors=True
+        )  # of no use to anybody; what an interrupt leaves is gone on with
         raise
     tracked = time.monotonic()
-    figures = _film(request, avatar, driver)
+    figures = _film(request, avatar, driver, own)
     figures["seconds"] = {"tracking": tracked - started} | figures["seconds"]
     files.write_json(request.out.with_suffix(".json"), figures)
     shutil.rmtree(work, ignore_errors=True)
     return figures
 
 
-def _film(request: Request, avatar: Avatar, driver: Driver) -> dict[str, Any]:
-    """Drives, draws and measures."""
+def _film(request: Request, avatar: Avatar, driver: Driver, own: Sequence[Source]) -> dict[str, Any]:
+    """Drives, draws and measures; `own` are pictures of the avatar's person."""
     count = len(driver.shown)
     measured = spread(range(count), _MEASURED) if request.figures else []
     driven = request.direction.expression == "scores"
-    scores = _driver_scores(
-        driver,
-        range(len(driver.frames)) if driven else [driver.shown[moment] for moment in measured],
-        needed=driven,
-    )
+    rows = range(len(driver.frames)) if driven else [driver.shown[moment] for moment in measured]
+    scores = _driver_scores(driver, rows, needed=driven) if rows else None
     started = time.monotonic()
     performance = perform(avatar, driver, request.direction, scores if driven else None)
     camera = "avatar" if "avatar" in request.layout else "side"
@@ -133,7 +131,7 @@ def _film(request: Request, avatar: Avatar, driver: Driver) -> dict[str, Any]:
     }
     if request.figures:
         figures["following"] = _following(driver, scores, kept)
-        figures["identity"] = _identity(request, avatar, driver, kept)
+        figures["identity"] = _identity(avatar, driver, own, kept)
     figures["seconds"] = {"drawing": drawn - started, "figures": time.monotonic() - drawn}
     return figures
 
@@ -181,9 +179,12 @@ def _following(
 
 
 def _identity(
-    request: Request, avatar: Avatar, driver: Driver, kept: dict[int, np.ndarray]
+    avatar: Avatar, driver: Driver, own: Sequence[Source], kept: dict[int, np.ndarray]
 ) -> dict[str, Any] | None:
-    """Distances of faces from the result to its own person and to the driver; None without dlib."""
+    """Distances of faces from the result to its own person and to the driver; None without dlib.
+
+    Without pictures of the person, the avatar's portrait stands for it.
+    """
     try:
         embedder = FaceEmbedder()
     except InputError as error:
@@ -192,13 +193,12 @@ def _identity(
     moments = spread(list(kept), _COMPARED)
     result = embedder.embeddings(kept[moment] for moment in moments)
     drove = embedder.embeddings(driver.image(driver.shown[moment], _LOOKED_AT) for moment in moments)
-    if request.source is None:
-        own = [files.to_bytes(avatar.render(avatar.habits.expression)[0])]
-    else:
-        own = [images.read_rgb(path) for path in spread(_pictures_of(request.source), _COMPARED)]
+    person = [images.read_rgb(path) for path in own] or [
+        files.to_bytes(avatar.render(avatar.habits.expression)[0])
+    ]
     return {
-        "source": request.source or "the avatar's own portrait",
-        "to_source": face_distance(result, embedder.embeddings(own)),
+        "source": f"{len(own)} pictures" if own else "the avatar's own portrait",
+        "to_source": face_distance(result, embedder.embeddings(person)),
         "to_driver": face_distance(result, drove),
     }
 
