@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gphm_jax import losses, metrics
-from gphm_jax.data.layout import Selection, directions
+from gphm_jax.data.layout import Frame, Selection, directions
 from gphm_jax.data.pixels import FramePlan, PixelSource
 from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
-from gphm_jax.files import write_image
+from gphm_jax.files import Picture, write_image
 from gphm_jax.perceptual import lpips
 from gphm_jax.provenance import Statement, save_image
 from gphm_jax.types import Batch, Render
@@ -43,6 +43,7 @@ def evaluate(
     *,
     lpips_weights: dict[str, Any],
     lpips_every: int = 1,
+    baselines: bool = True,
     folder: pathlib.Path | None = None,
     progress: Callable[[Any, int], Any] = lambda items, total: items,
 ) -> dict[str, float | None]:
@@ -50,9 +51,10 @@ def evaluate(
 
     `psnr_face_right` and `psnr_face_wrong` are the PSNR inside the face box with this frame's expression and
     with another frame's of the same identity. LPIPS is taken of every `lpips_every`-th frame's pictures
-    (`lpips_count`). With `folder`, every truth, render and mask is kept as PNG.
+    (`lpips_count`). Baselines take pictures of `training` as predictions; without them `training` may be `held_out`
+    itself, and gives the face images alone. With `folder`, every truth, render and mask is kept as PNG.
     """
-    mean = mean_picture(pixels, training)
+    mean = mean_picture(pixels, training) if baselines else None
     views_of = {item.frame.row: item for item in training}
     plans = {plan.frame.row: plan for plan in evaluation_plans(pixels.dataset, held_out, references=training)}
     measure = jax.jit(_measure)
@@ -62,7 +64,8 @@ def evaluate(
         picture = render(batch)
         weights = {} if n % lpips_every else lpips_weights
         row = {k: np.asarray(v) for k, v in measure(picture, batch, weights).items()}
-        row |= _baseline_psnr(mean, pixels, views_of[item.frame.row], item, batch)
+        if mean is not None:
+            row |= _baseline_psnr(mean, pixels, views_of[item.frame.row], item, batch)
         wrong = _other_expression(plan, plans, pixels)
         if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
             swapped = render(dataclasses.replace(batch, face_image=wrong))
@@ -137,7 +140,15 @@ def _other_expression(
 
 def _keep(folder: pathlib.Path, plan: FramePlan, batch: Batch, picture: Render) -> None:
     for index, view in enumerate(plan.views):
-        stem = f"{plan.frame.identity}_{plan.frame.name}_{plan.frame.views[view].name}"
-        write_image(folder / f"{stem}_truth.png", batch.image[0, 0, index])
-        save_image(folder / f"{stem}_render.png", np.asarray(picture.fine[0, 0, index]), Statement())
-        write_image(folder / f"{stem}_mask.png", batch.mask[0, 0, index])
+        fine = np.asarray(picture.fine[0, 0, index])
+        keep_picture(folder, plan.frame, view, batch.image[0, 0, index], fine, batch.mask[0, 0, index])
+
+
+def keep_picture(
+    folder: pathlib.Path, frame: Frame, view: int, truth: Picture, render: Picture, mask: Picture
+) -> None:
+    """Writes a held-out picture as <identity>_<frame>_<view>_{truth,render,mask}.png."""
+    stem = f"{frame.identity}_{frame.name}_{frame.views[view].name}"
+    write_image(folder / f"{stem}_truth.png", truth)
+    save_image(folder / f"{stem}_render.png", render, Statement())
+    write_image(folder / f"{stem}_mask.png", mask)

@@ -25,6 +25,7 @@ _DECIBELS = {
     "psnr_coarse": "Splats before refinement",
     "nearest_view_psnr": "Baseline: the nearest training camera's picture",
     "mean_image_psnr": "Baseline: the mean of all training pictures",
+    "best_training_frame_psnr": "Baseline: the training picture most like it",
     "psnr_face_right": "Face box, with this frame's expression",
     "psnr_face_wrong": "Face box, with another frame's expression",
 }
@@ -42,7 +43,7 @@ def write_training_report(
     summary = _read(workdir / "metrics.json") if summary is None else summary
     config, rows = _read(workdir / "config.json"), read_metrics(workdir)
     stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
-    sections = [_result(workdir, summary)]
+    sections = [held_out_section(workdir / "heldout", summary.get("heldout_views") or {})]
     for stage in stages:
         sections += _stage(workdir, stage, [row for row in rows if row["stage"] == stage], summary)
     if config:
@@ -68,9 +69,8 @@ def _facts(summary: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     return parts
 
 
-def _result(workdir: pathlib.Path, summary: Mapping[str, Any]) -> report.Section:
-    """What the run reached on pictures of cameras that it never saw."""
-    held_out = summary.get("heldout_views") or {}
+def held_out_section(folder: pathlib.Path, held_out: Mapping[str, Any]) -> report.Section:
+    """Figures of pictures that a model never saw, and some of them out of `folder`."""
     items: list[Any] = []
     figures = [
         (_figure(name, held_out[name]), report.readable(name))
@@ -79,7 +79,7 @@ def _result(workdir: pathlib.Path, summary: Mapping[str, Any]) -> report.Section
     ]
     if figures:
         items.append(report.Figures(items=figures))
-    grid = _held_out_grid(workdir / "heldout")
+    grid = _held_out_grid(folder)
     if grid is not None:
         items.append(
             report.Picture(
@@ -99,7 +99,7 @@ def _result(workdir: pathlib.Path, summary: Mapping[str, Any]) -> report.Section
         items.append(
             report.Table(header=("Picture compared with the truth", "PSNR"), rows=rows, caption=caption)
         )
-    return report.Section(heading="Held-out views", items=items)
+    return report.Section(heading="Held-out pictures", items=items)
 
 
 def _stage(
