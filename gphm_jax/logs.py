@@ -25,6 +25,7 @@ from gphm_jax.provenance import COMPOSITE, Statement, save_image
 TILE = 160  # pixels a side that the tiles of a grid have at least
 GRID_WIDTH = 1600  # pixels that a grid has at most
 _GAP, _INK = 6, (70, 70, 70)
+_LEAST_TEXT = 8.0  # pixels, however long a label is
 
 
 class RunLog:
@@ -191,7 +192,9 @@ def image_grid(columns: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
     font = ImageFont.load_default(text)
     for column, (name, pictures) in enumerate(zip(names, rows, strict=True)):
         left = _GAP + column * (size[0] + _GAP)
-        draw.text((left + size[0] / 2, heading / 2 + 1), name, fill=_INK, font=font, anchor="mm")
+        room = size[0] / max(font.getlength(name), 1.0)
+        fitting = font if room >= 1.0 else ImageFont.load_default(max(_LEAST_TEXT, text * room))
+        draw.text((left + size[0] / 2, heading / 2 + 1), name, fill=_INK, font=fitting, anchor="mm")
         for row, picture in enumerate(pictures):
             tile = Image.fromarray(picture).convert("RGB")
             if tile.size != size:

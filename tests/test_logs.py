@@ -95,6 +95,15 @@ def test_a_grid_shows_every_tile_in_its_place():
     assert sheet[: top - 1].min() < 128  # the labels
 
 
+def test_long_labels_do_not_run_into_their_neighbours():
+    blank = np.ones((1, 160, 160, 3))
+    sheet = image_grid({"a": blank, "browInnerUp=1,browOuterUp=1": blank, "b": blank})
+    heading = sheet[:20] < 200
+    columns = np.flatnonzero(heading.any(axis=(0, 2)))
+    middle = columns[(columns > 120) & (columns < 380)]
+    assert middle.min() >= 172 and middle.max() <= 332 and len(middle) > 60
+
+
 def test_a_grid_of_many_large_columns_is_reduced():
     column = np.full((1, 300, 300, 3), 0.25, np.float32)
     sheet = image_grid({f"c{i}": column for i in range(9)})
