@@ -2,7 +2,9 @@
 
 A ridge regression knows the code of each training frame, but few frames hold one score by itself: it shares a smile
 out among all that smiles come with. The landmarks of any scores are known, though, where the face model is, and those
-of any code are the head model's own.
+of any code are the head model's own. With the prior of `small`, the landmarks of unseen expressions follow by 0.51
+instead of 0.32 of their squared movement, and a smile moves them by 0.35 of its way instead of 0.05; the codes of its
+own smiling training frames reach 0.44.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from gphm_jax.scores import NAMES, PAIRS, ScoreRegressor, score_vector
 _PEOPLE = 8  # whose landmarks are looked at
 _EXAMPLES, _BATCH = 512, 96  # score vectors, and those of a step
 _SMALL = 0.06  # head lengths, over all landmarks: expressions that move less weigh as if they moved so much
-_UNUSUAL = 0.005  # weight of a code's squared Mahalanobis distance from faces' codes, a dimension
+# Weight of a code's squared Mahalanobis distance from faces' codes, a dimension. Without it the codes of single scores
+# lie twice as far out, for pictures that are no better (0.01 dB).
+_UNUSUAL = 0.001
 _RATE = 0.1  # of the codes' spread, a step
 _SEEDS = (1, 2)  # of the examples tuned to, and of those that tell what it is worth
 
