@@ -21,7 +21,7 @@ from gphm_jax.provenance import RENDERED, read_marks
 from gphm_jax.types import Camera
 from gphm_jax.viewer import frames, sliders
 from gphm_jax.viewer.exhibit import Exhibit, People
-from gphm_jax.viewer.faces import FaceReader
+from gphm_jax.viewer.faces import Face, FaceReader
 
 viser = pytest.importorskip("viser")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -34,6 +34,12 @@ CAMERA = Camera(
 STAGE = {"x": 20, "y": 560, "width": 520, "height": 230}  # beside controls and notices
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class AnyPicture(FaceReader):
     """Takes every picture for a face."""
 
@@ -41,7 +47,7 @@ class AnyPicture(FaceReader):
         if name != "camera.png":
             return super().read(content, name, size)
         with Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert("RGB").resize((size, size)))
+            return Face(image=np.asarray(picture.convert("RGB").resize((size, size))), scores={"Twist": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +76,10 @@ def address():
         rest=code,
         start=frames.start(CAMERA, spec.image_size),
         statement=lambda avatar: CoarseStatement(cost="nothing", cost_db=0.0),
+        scored=True,
         faces=AnyPicture(),
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     opened = server.open_server("127.0.0.1", port, shown.name, shown.start)
     server.serve(opened, lambda client: page.Page(client, shown).close)
     yield f"http://127.0.0.1:{port}"
@@ -204,6 +209,24 @@ def test_the_cameras_picture_gives_an_expression_and_what_is_no_picture_is_told(
     camera.get_by_role("button", name="Use the camera").click()
     camera.get_by_role("button", name="Take my expression").click()
     until(page, differs(before))
+    choose(page, 2, "Scores")
+    camera.get_by_role("button", name="Take my expression").click()
+    slider = page.get_by_role("slider").first
+    playwright.expect(slider).to_have_attribute("aria-valuenow", "1")
     page.get_by_role("button", name="Relax").click()
     until(page, like(before))
     assert not page.complaints
+
+
+def test_another_servers_page_is_shown_nothing(page, address):
+    from gphm_jax.viewer import server
+
+    port = free_port()
+    other = server.open_server("127.0.0.1", port, "other", frames.start(CAMERA, 32))
+    visitor = page.context.browser.new_page()
+    visitor.goto(f"http://127.0.0.1:{port}/?websocket={address.replace('http', 'ws')}")
+    visitor.get_by_text("toy", exact=True).wait_for()  # it is connected to the first server
+    visitor.wait_for_timeout(1500)
+    assert visitor.get_by_role("button").count() and not visitor.get_by_role("button", name="Relax").count()
+    visitor.close()
+    other.stop()

@@ -149,6 +149,9 @@ def test_sliders_change_the_code_that_a_dial_has_taken():
     np.testing.assert_allclose(dial.value(), 3 + np.eye(8)[0])
     dial.relax()
     np.testing.assert_array_equal(dial.value(), rest)
+    dial.set("one", 1.0)
+    dial.set_all({"two": 0.25, "unknown": 1.0})
+    np.testing.assert_allclose(dial.value(), 0.5 * np.eye(8)[1])
 
 
 def test_each_score_has_one_slider_that_moves_it_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,12 @@ class Dial:
             if self._values[self._rows[slider]] != np.float32(value):
                 self._values[self._rows[slider]] = value
                 self._value = None
+
+    def set_all(self, values: Mapping[str, float]) -> None:
+        """The resting code with these sliders moved, the others at zero."""
+        self.relax()
+        for slider in self._rows.keys() & values.keys():
+            self.set(slider, values[slider])
 
     def take(self, code: Code) -> None:
         """Takes a code, with all sliders at zero."""

@@ -46,6 +46,9 @@ class Exhibit:
     rest: Code  # the expression that sliders start from
     start: Start
     statement: Callable[[Avatar], CoarseStatement]  # what saved heads say of themselves
+    scored: bool = (
+        False  # whether the expressions' sliders are the 52 scores, which faces in pictures have too
+    )
     people: People | None = None  # to choose from
     clip: Clip | None = None  # what drives the head when it is played
     faces: FaceReader = dataclasses.field(default_factory=FaceReader)
@@ -69,6 +72,7 @@ def of_avatar(folder: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
         head=lambda person: avatar,
         expressions=_expressions(avatar.scores, None if clip is None else clip.expression),
         rest=_rest(avatar),
+        scored=avatar.scores is not None,
         start=frames.start(avatar.habits.camera, avatar.spec.image_size),
         statement=functools.cache(lambda shown: coarse_statement(shown, home.resolve(), "")),
         clip=clip,
@@ -85,6 +89,7 @@ def of_prior(workdir: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
         head=lambda person: first if person is None else heads.avatar(person),
         expressions=_expressions(heads.scores, heads.expressions),
         rest=_rest(first),
+        scored=heads.scores is not None,
         start=frames.start(heads.habits.camera, heads.spec.image_size),
         statement=lambda shown: coarse_statement(shown, workdir.resolve() / "nobody", ""),
         people=People(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,12 +16,21 @@ from gphm_jax.capture.mattes import Matter, of_person
 from gphm_jax.capture.mattes import Mediapipe as Segmenter
 from gphm_jax.capture.pictures import read_picture
 from gphm_jax.data import frame_writer, images
+from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 
 _MOST_PIXELS = 1080  # of a picture's shorter side: phones give more than a face needs
 _LEAST_SCORE = 0.2  # of a detection that is a face
 # Of MediaPipe's 478 points those at the ends of the 68 landmarks that training cut faces by: brows, jaw and chin.
 _BROWS_TO_CHIN = (234, 454, 132, 361, 172, 397, 152, 70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Face:
+    """What a picture showed."""
+
+    image: UInt8[np.ndarray, "s s 3"]  # for the encoder, over white
+    scores: Mapping[str, float]  # of the 52 ARKit units
 
 
 class FaceReader:
@@ -29,15 +40,16 @@ class FaceReader:
         self._lock = threading.Lock()
         self._opened: tuple[Landmarker, Matter] | None = None
 
-    def read(self, content: bytes, name: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-        """The largest face of a picture file, over white; `InputError` where it holds no picture or no face."""
+    def read(self, content: bytes, name: str, size: int) -> Face:
+        """The largest face of a picture file, `size` pixels large; `InputError` where there is no picture or face."""
         image, mask = _picture(content, name)
         with self._lock:
             landmarker, matter = self._detectors()
             face = _largest(landmarker.detect(image), name)
             if mask is None:
                 mask = of_person(matter.matte(image, ""), face.box)
-        return cut(image, mask, face.points, size)
+        scores = () if face.expression is None else face.expression.tolist()
+        return Face(image=cut(image, mask, face.points, size), scores=dict(zip(ARKIT, scores, strict=False)))
 
     def close(self) -> None:
         """Frees the detectors."""

@@ -6,7 +6,7 @@ import contextlib
 import html
 import pathlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from gphm_jax.viewer.playback import Playback
 from gphm_jax.viewer.repainter import Repainter
 
 _MODES = {mode.capitalize(): mode for mode in MODES}
+_ENCODER, _SCORES = "Encoder", "Scores"  # what reads a face's expression
 _NOBODY = "–"  # in the place of a name
 _NEAREST, _FARTHEST = 0.8, 20.0  # head lengths from the middle of the orbit
 
@@ -47,7 +48,7 @@ class Page:
         self._add_view()
         if exhibit.people is not None and self._session.person is not None:
             self._add_people(exhibit.people, self._session.person)
-        self._zero_expression = self._add_expression()
+        self._show_expression = self._add_expression()
         self._add_faces()
         if self._session.playback is not None:
             self._add_clip(self._session.playback)
@@ -93,11 +94,11 @@ class Page:
         with gui.add_folder("Person"):
             names = gui.add_dropdown("Name", (*people.names, _NOBODY))
             other = gui.add_button("Somebody new", icon=viser.Icon.DICE)
-            zero = self._add_sliders(dial)
+            show = self._add_sliders(dial)
 
         def meet(code: Code) -> None:
             dial.take(code)
-            zero()
+            show({})
             self._repainter.touch()
 
         @names.on_update
@@ -116,6 +117,7 @@ class Page:
         with gui.add_folder("Expression of a picture", expand_by_default=False):
             upload = gui.add_upload_button("Choose a picture", icon=viser.Icon.UPLOAD, mime_type="image/*")
             gui.add_html(_CAMERA)
+            reader = gui.add_dropdown("Read by", (_ENCODER, _SCORES), visible=self._exhibit.scored)
             seen = gui.add_image(np.full((1, 1, 3), 255, np.uint8), label="Seen", visible=False)
 
         @upload.on_upload
@@ -123,10 +125,14 @@ class Page:
             with self._telling("This picture does not help"):
                 head, _ = self._drawing.head()
                 face = self._exhibit.faces.read(upload.value.content, upload.value.name, head.spec.face_size)
-                self._session.expression.take(head.encode(face))
-                self._zero_expression()
+                if reader.value == _SCORES:
+                    self._session.expression.set_all(face.scores)
+                    self._show_expression(face.scores)
+                else:
+                    self._session.expression.take(head.encode(face.image))
+                    self._show_expression({})
                 self._repainter.touch()
-                seen.image, seen.visible = face, True
+                seen.image, seen.visible = face.image, True
 
     def _add_clip(self, playback: Playback) -> None:
         gui, last = self._client.gui, len(playback.clip) - 1
@@ -192,24 +198,25 @@ class Page:
         except InputError as error:
             self._client.add_notification(title, str(error), color="red", auto_close_seconds=10.0)
 
-    def _add_expression(self) -> Callable[[], None]:
-        """The sliders, and a button that takes all of it back; what zeroes the sliders."""
+    def _add_expression(self) -> Callable[[Mapping[str, float]], None]:
+        """The sliders, and a button that takes all of it back; what moves the sliders."""
         gui, dial = self._client.gui, self._session.expression
         with gui.add_folder("Expression"):
             relax = gui.add_button("Relax")
-            zero = self._add_sliders(dial)
+            show = self._add_sliders(dial)
 
         @relax.on_click
         def _(_: object) -> None:
             dial.relax()
-            zero()
+            show({})
             self._repainter.touch()
 
-        return zero
+        return show
 
-    def _add_sliders(self, dial: Dial) -> Callable[[], None]:
-        """A dial's sliders, in a folder for each group where there are several; what zeroes them."""
-        gui, handles, groups = self._client.gui, [], dial.sliders.groups
+    def _add_sliders(self, dial: Dial) -> Callable[[Mapping[str, float]], None]:
+        """A dial's sliders, in a folder for each group where there are several; what moves them, the rest to zero."""
+        gui, groups = self._client.gui, dial.sliders.groups
+        handles: dict[str, viser.GuiSliderHandle[float]] = {}
         for group, sliders in groups.items():
             with (
                 gui.add_folder(group, expand_by_default=False)
@@ -218,14 +225,14 @@ class Page:
             ):
                 for slider in sliders:
                     handle = gui.add_slider(slider.label, slider.low, slider.high, 0.01, 0.0)
-                    handles.append(handle)
+                    handles[slider.name] = handle
                     self._connect(handle, dial, slider.name)
 
-        def zero() -> None:
-            for handle in handles:
-                _set(handle, 0.0)
+        def show(values: Mapping[str, float]) -> None:
+            for name, handle in handles.items():
+                _set(handle, round(values.get(name, 0.0), 2))
 
-        return zero
+        return show
 
     def _connect(self, handle: viser.GuiSliderHandle[float], dial: Dial, slider: str) -> None:
         @handle.on_update
