@@ -84,7 +84,7 @@ def held_out_section(folder: pathlib.Path, held_out: Mapping[str, Any]) -> repor
         items.append(
             report.Picture(
                 image=grid,
-                caption="Held-out cameras: the truth above, the model's picture below.",
+                caption="Held-out pictures: the truth above, the model's picture below.",
                 statement=Statement(source=COMPOSITE),
             )
         )

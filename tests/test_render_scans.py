@@ -197,6 +197,8 @@ def test_views_into_an_open_scan_are_left_out(tmp_path):
     (frame,) = layout.open_dataset(tmp_path / "out").frames
     left = {view.name for view in frame.views}
     behind = {str(n) for n, (yaw, _) in enumerate(cameras.training_angles(8)) if abs(yaw) > 100}
+    quality = json.loads((tmp_path / "out" / "mask" / "quality.json").read_text())
+    assert quality["views"] == {"mask": len(left)}
     assert "0" in left and len(behind) >= 2 and not left & behind
     assert np.median(np.linalg.norm(frame.landmarks - head().landmarks, axis=1)) < 0.05
 

@@ -38,15 +38,19 @@ class ScanFrame:
 
 
 def figures(
-    frames: Mapping[str, ScanFrame], dropped: Mapping[str, str], seconds: Mapping[str, float]
+    out: pathlib.Path,
+    frames: Mapping[str, ScanFrame],
+    dropped: Mapping[str, str],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The numbers of quality.json."""
+    """The numbers of quality.json, of the written identity folder `out`."""
     return {
         "scans": len(frames) + len(dropped),
         "kept_scans": len(frames),
         "reprojection_px_at_512": {name: frame.reprojection for name, frame in frames.items()},
         "landmarks_off_surface_head_lengths": {name: frame.off_surface for name, frame in frames.items()},
         "looks": {name: frame.looks for name, frame in frames.items()},
+        "views": {name: _count_views(out, name) for name in frames},
         "head_length_in_file_units": {name: 1 / frame.place.scale for name, frame in frames.items()},
         "file_to_canonical": {name: frame.place.matrix for name, frame in frames.items()},
         "dropped": [{"frame": name, "reason": reason} for name, reason in dropped.items()],
@@ -81,7 +85,14 @@ def write(
         caption="Views spread evenly over the scans: landmarks where the face shows (red), the mask's edge (blue).",
     )
     kept = [
-        (key, frame.reprojection, frame.off_surface, frame.looks, 1 / frame.place.scale)
+        (
+            key,
+            frame.reprojection,
+            frame.off_surface,
+            frame.looks,
+            _count_views(out, key),
+            1 / frame.place.scale,
+        )
         for key, frame in frames.items()
     ]
     header = (
@@ -89,6 +100,7 @@ def write(
         "reprojection, pixels at 512",
         "landmarks off the surface",
         "looks",
+        "views from outside",
         "head length in its unit",
     )
     lost: list[report.Table | report.Note] = [report.Note(text="None.")]
@@ -104,6 +116,10 @@ def write(
             report.Section(heading="Every scan", items=[report.Table(header=header, rows=kept)], folded=True),
         ],
     )
+
+
+def _count_views(out: pathlib.Path, frame: str) -> int:
+    return len(list((out / "images" / frame).glob("image_*")))
 
 
 def _sheet(out: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -109,7 +109,7 @@ def render_person(person: Person, out: pathlib.Path, settings: ScanSettings) -> 
             _write(out, name, row, frames[name], settings, shown)
     seconds = {"heads": found - begin, "pictures": time.monotonic() - found}
     scan_quality.write(out, person.name, str(person.source), frames, dropped, seconds)
-    write_json(out / DONE, scan_quality.figures(frames, dropped, seconds))
+    write_json(out / DONE, scan_quality.figures(out, frames, dropped, seconds))
 
 
 def views(settings: ScanSettings) -> list[cameras.View]:
