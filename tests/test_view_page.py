@@ -207,10 +207,10 @@ def test_the_cameras_picture_gives_an_expression_and_what_is_no_picture_is_told(
     assert like(before)(at_rest(page))
     camera = page.frame_locator("iframe")
     camera.get_by_role("button", name="Use the camera").click()
-    camera.get_by_role("button", name="Take my expression").click()
+    camera.get_by_role("button", name="Take a picture").click()
     until(page, differs(before))
     choose(page, 2, "Scores")
-    camera.get_by_role("button", name="Take my expression").click()
+    camera.get_by_role("button", name="Take a picture").click()
     slider = page.get_by_role("slider").first
     playwright.expect(slider).to_have_attribute("aria-valuenow", "1")
     page.get_by_role("button", name="Relax").click()
