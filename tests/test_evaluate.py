@@ -16,7 +16,7 @@ from prior_fixture import SETTINGS, make_prior, save_prior, toy_spec
 from gphm_jax.avatar_model import bake
 from gphm_jax.data import images
 from gphm_jax.errors import InputError
-from gphm_jax.face_distance import face_distances
+from gphm_jax.face_distance import pair_distances
 from gphm_jax.files import plain, write_json
 from gphm_jax.fit_footage import open_fit_footage
 from gphm_jax.fit_results import evaluate_fit, make_avatar
@@ -143,7 +143,7 @@ def test_an_avatar_on_another_recording(fit, tmp_path):
         measure(request(tmp_path / "again", avatar=fit[0], data=other))
 
 
-def test_face_distances_are_distributions():
+def test_pair_distances_are_distributions():
     def embed(truth, render):
         return None if truth[0, 0, 0] == 0 else (truth[0, 0] / 255.0, render[0, 0] / 255.0)
 
@@ -156,12 +156,12 @@ def test_face_distances_are_distributions():
         ("b", flat(255, 255, 0), flat(255, 255, 0)),
         ("b", flat(0, 0, 0), flat(9, 9, 9)),  # no face
     ]
-    found = face_distances(pictures, embed)
+    found = pair_distances(pictures, embed)
     assert found is not None and found["count"] == 3 and found["mean"] == pytest.approx(0.2)
     assert found["p50"] == pytest.approx(0.2) and found["between_people"]["mean"] == pytest.approx(1.0)
-    alone = face_distances(pictures[:1], embed)
+    alone = pair_distances(pictures[:1], embed)
     assert alone is not None and alone["between_people"] is None
-    assert face_distances(pictures[3:], embed) is None
+    assert pair_distances(pictures[3:], embed) is None
 
 
 def test_the_command_refuses_bad_flags(fit, tmp_path):

@@ -21,7 +21,7 @@ from gphm_jax.data import layout
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.driver import open_driver
 from gphm_jax.errors import InputError
-from gphm_jax.face_identity import face_distance
+from gphm_jax.face_distance import mean_distance
 from gphm_jax.provenance import COMPOSITE, RENDERED, Statement, read_marks
 from gphm_jax.reenactment import Direction, follows, perform, read_scores
 from gphm_jax.tools import reenact as tool
@@ -384,6 +384,6 @@ def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, mon
 def test_the_distance_of_faces_is_a_mean_over_pairs():
     here, there = np.zeros((2, 128)), np.zeros((3, 128))
     there[:, 0] = 0.3, 0.6, 0.9
-    assert face_distance(here, there) == pytest.approx(0.6)
-    assert face_distance(here, here) == 0.0
-    assert face_distance(here, there[:0]) is None
+    assert mean_distance(here, there) == pytest.approx(0.6)
+    assert mean_distance(here, here) == 0.0
+    assert mean_distance(here, there[:0]) is None

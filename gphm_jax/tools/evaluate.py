@@ -31,7 +31,7 @@ from gphm_jax.data.files import listed
 from gphm_jax.data.layout import Selection
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.evaluation import evaluate, keep_picture
-from gphm_jax.face_distance import embedder, face_distances
+from gphm_jax.face_distance import FaceEmbedder, pair_distances
 from gphm_jax.files import to_bytes, write_json
 from gphm_jax.fit_footage import open_fit_footage
 from gphm_jax.fit_region import head_footage
@@ -96,7 +96,7 @@ def make_request() -> Request:
 
 def measure(request: Request) -> dict[str, Any]:
     """Writes the figures, the pictures and the report; returns the figures."""
-    embed = embedder() if request.identity else None  # fails early where a package is missing
+    embed = FaceEmbedder().pair if request.identity else None  # fails early where a package is missing
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,7 +105,7 @@ def measure(request: Request) -> dict[str, Any]:
     figures, data = _avatar(request, folder) if request.avatar else _prior(request, folder)
     held_out = figures["heldout_views"]
     if embed is not None:
-        held_out["face_distance"] = face_distances(kept_pictures(folder), embed)
+        held_out["face_distance"] = pair_distances(kept_pictures(folder), embed)
     figures = {
         "measured": str(request.avatar or request.prior),
         "data": data,

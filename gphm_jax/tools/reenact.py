@@ -33,7 +33,7 @@ from gphm_jax.data.sampler import spread
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.driver import Driver, open_driver
 from gphm_jax.errors import InputError, run_main
-from gphm_jax.face_identity import FaceEmbedder, face_distance
+from gphm_jax.face_distance import FaceEmbedder, mean_distance
 from gphm_jax.paths import expanded
 from gphm_jax.provenance import Statement
 from gphm_jax.reenactment import Direction, Performance, follows, perform, read_scores
@@ -198,8 +198,8 @@ def _identity(
     ]
     return {
         "source": f"{len(own)} pictures" if own else "the avatar's own portrait",
-        "to_source": face_distance(result, embedder.embeddings(person)),
-        "to_driver": face_distance(result, drove),
+        "to_source": mean_distance(result, embedder.embeddings(person)),
+        "to_driver": mean_distance(result, drove),
     }
 
 
