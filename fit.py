@@ -30,7 +30,6 @@ from gphm_jax.fit_region import head_footage, head_model
 from gphm_jax.fit_run import (
     Fit,
     corrected,
-    corrects,
     find_identity,
     finetune,
     is_done,
@@ -152,7 +151,6 @@ def fit_avatar(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "training_frames": len(fit.footage.training),
         "by_images": settings.by_images.row(len(fit.footage.training))[0],
-        "corrected_cameras": corrects(fit),
         "seconds": seconds,
         "compiling_seconds": fit.clock.compiling,
         "identity": step_figures(fit, "identity"),

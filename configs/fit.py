@@ -10,7 +10,7 @@ paper  the paper's step counts: about five minutes on one GPU.
 --seconds=S asks for the best avatar in that time instead: schedules are stretched or cut to it.
 --config.region=head leaves the trunk out; --config.images=N fits the N most different frames of a longer video;
 --config.by_images.ROW.KEY changes what few images allow (the table `fit_settings.ByImages`); and
---config.correct_cameras=on|off says whether head poses and the focal length are learnt too.
+--config.correct_cameras learns the training frames' head poses and the focal length too.
 
 OUT/metrics.json holds PSNR, SSIM and LPIPS of training and held-out frames, and PSNR of cameras aside.
 """

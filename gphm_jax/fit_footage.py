@@ -11,7 +11,6 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from gphm_jax.capture.identity_folder import GENERATOR
 from gphm_jax.data.files import listed
 from gphm_jax.data.layout import Dataset, Selection, directions, open_dataset, rotation_matrix, select
 from gphm_jax.data.pixels import PixelSource
@@ -39,11 +38,6 @@ class FitFootage:
     def driven(self) -> tuple[Selection, ...]:
         """All frames in order, each with the fitted camera."""
         return tuple(sorted((*self.training, *self.held_out), key=lambda item: item.frame.row))
-
-    @property
-    def tracked(self) -> bool:
-        """Whether head poses and focal length come of preprocessing, and not of a rig or a renderer."""
-        return self.dataset.metadata.get("generator") == GENERATOR
 
     def corrected(self, poses: Float[np.ndarray, "r 6"], log_focal: float) -> FitFootage:
         """The footage with what a fit learnt of it: head poses by frame row, and the focal length of all cameras.

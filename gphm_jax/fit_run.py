@@ -176,7 +176,7 @@ def finetune(fit: Fit, start: AvatarModel, codes: FrameCodes) -> list[Waypoint]:
         module,
         options,
         networks=latitude.moves,
-        cameras=corrects(fit),
+        cameras=settings.correct_cameras,
         backend=settings.backend,
         seed=settings.seed,
     )
@@ -184,15 +184,9 @@ def finetune(fit: Fit, start: AvatarModel, codes: FrameCodes) -> list[Waypoint]:
     return run_step(fit, step, pace, options.frames)
 
 
-def corrects(fit: Fit) -> bool:
-    """Whether head poses and the focal length are learnt too."""
-    asked = fit.settings.correct_cameras
-    return asked == "on" or (asked == "auto" and fit.footage.tracked)
-
-
 def corrected(fit: Fit, fitted: FinetuneFit) -> Fit:
     """The fit with what it learnt of its footage applied to that."""
-    if not corrects(fit):
+    if not fit.settings.correct_cameras:
         return fit
     poses, log_focal = np.asarray(fitted.pose_corrections[...]), float(fitted.log_focal[...])
     return dataclasses.replace(fit, footage=fit.footage.corrected(poses, log_focal))

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from flax import nnx
 from prior_fixture import SETTINGS, save_prior, toy_spec
 
 from configs.fit import get_config
+from gphm_jax import fit_pace
 from gphm_jax.avatar import Avatar
 from gphm_jax.avatar_model import bake
 from gphm_jax.data.sampler import evaluation_batches
@@ -74,7 +76,7 @@ def test_a_fit_from_end_to_end(program, prior_dir, footage_dir, tmp_path, caplog
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["training_frames"] == 4 and figures["heldout"]["count"] == 1
     assert figures["identity"]["steps"] == 6 and figures["finetune"]["steps"] == 5  # of 12: four images are few
-    assert figures["by_images"] == "three" and not figures["corrected_cameras"]
+    assert figures["by_images"] == "three"
     times = [row["seconds"] for row in figures["progress"]]
     assert times == sorted(times) and times[0] > 0 and times[-1] <= figures["seconds"]
     assert figures["progress"][0]["psnr"] < figures["progress"][-1]["psnr"] < 60
@@ -103,6 +105,18 @@ def test_no_time_at_all_is_still_an_avatar(program, prior_dir, footage_dir, tmp_
     np.testing.assert_allclose(mean, prior.neutral(jnp.asarray(code)).positions[0, :300], atol=1e-4)
     with pytest.raises(InputError, match="another --seconds"):
         program.fit_person(tiny(), prior_dir, footage_dir, out, seconds=5.0)
+
+
+def test_steps_are_taken_until_the_time_is_over(program, prior_dir, footage_dir, tmp_path, monkeypatch):
+    ticks = itertools.count()  # a quarter of a second goes by whenever somebody looks at the clock
+    monkeypatch.setattr(fit_pace, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 4))
+    out = tmp_path / "out"
+    program.fit_person(tiny(), prior_dir, footage_dir, out, seconds=20.0)
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["identity"]["steps"] == 6  # as many as are asked for
+    assert figures["finetune"]["steps"] > 5  # the rest of the time is theirs
+    assert 18.0 < figures["seconds"] < 22.0  # steps are not cut, and compiling does not count
+    assert not list((out / "images").glob("*"))  # drawing would cost time
 
 
 def test_bad_input_is_one_line(footage_dir, tmp_path):

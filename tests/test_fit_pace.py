@@ -22,7 +22,7 @@ from gphm_jax.optim import Schedule
 def time(monkeypatch):
     """A clock that a test sets."""
     now = types.SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(fit_pace.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(fit_pace, "time", types.SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 

@@ -166,7 +166,6 @@ def test_values_that_no_run_survives_are_named(key, value):
         ("by_images.one.freedom", NAN),
         ("by_images.video.moves", ("refine", "mouth")),
         ("region", "hat"),
-        ("correct_cameras", "maybe"),
         ("images", -1),
         ("held_out_fraction", 1.0),
         ("held_out_fraction", NAN),
