@@ -14,6 +14,7 @@ from typing import Any
 import gphm_jax
 from gphm_jax.capture.settings import CaptureSettings, ScanSettings
 from gphm_jax.data import frame_writer
+from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 from gphm_jax.files import write_json
 
@@ -60,6 +61,7 @@ def describe(
         "image_size": settings.size,
         "landmark_count": 68,
         "face_model": settings.face_model or "embedded",
+        **({} if settings.face_model else {"expression_names": list(ARKIT)}),
         "settings": {key: value for key, value in dataclasses.asdict(settings).items() if value != ""},
         "sources": list(sources),
         "licences": "as the sources'; this program adds none",
