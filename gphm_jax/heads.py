@@ -87,8 +87,8 @@ def load_heads(workdir: str | os.PathLike[str], *, backend: str = "auto") -> Hea
             raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
         if (workdir / "metrics.json").is_file():
             raise InputError(
-                f"{workdir} has no {FILE}, which training by configs/gaussian.py leaves: if it was trained so, remove its "
-                "metrics.json and run the same train.py again"
+                f"{workdir} has no {FILE}, which training by configs/gaussian.py leaves: if it was that, remove "
+                "metrics.json there and run the same train.py again"
             )
         if (workdir / "checkpoints").is_dir():
             raise InputError(f"training in {workdir} has not come to its end: run the same train.py again")

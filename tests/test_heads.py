@@ -89,7 +89,7 @@ def test_wrong_and_unfinished_folders_are_named(workdir, tmp_path):
     with pytest.raises(InputError, match="training in .*cut has not come to its end"):
         load_heads(tmp_path / "cut")
     (tmp_path / "cut" / "metrics.json").write_text("{}")
-    with pytest.raises(InputError, match=r"cut has no heads\.npz.*remove its metrics\.json"):
+    with pytest.raises(InputError, match=r"cut has no heads\.npz.*remove metrics\.json"):
         load_heads(tmp_path / "cut")
     (tmp_path / "fit" / "avatar").mkdir(parents=True)
     with pytest.raises(InputError, match="holds an avatar, not a head model"):
