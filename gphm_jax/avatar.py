@@ -201,12 +201,16 @@ class Avatar:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    @staticmethod
+    def home(path: str | os.PathLike[str]) -> pathlib.Path:
+        """The avatar's own folder where `path` may be that of its fit, which has a config.json too."""
+        path = pathlib.Path(path)
+        return path / "avatar" if (path / "avatar" / "config.json").is_file() else path
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str = "auto") -> Avatar:
         """Reads a folder that `save` wrote; anything missing or of another shape is an `InputError`."""
-        path = pathlib.Path(path)
-        if (path / "avatar" / "config.json").is_file():
-            path = path / "avatar"  # the folder of a whole fit, which has a config.json of its own
+        path = cls.home(path)
         spec = _read_spec(path)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: empty_model(spec)))
         z = spec.networks.expression_dim

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from gphm_jax.capture.identity_folder import DONE
 from gphm_jax.capture.preprocess import preprocess, read_face_model
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.capture.sources import open_recordings, recording_paths
@@ -27,7 +28,7 @@ from gphm_jax.data.layout import (
 )
 from gphm_jax.errors import InputError
 
-_FPS = 25.0  # of a prepared folder, which does not know
+_FPS = 25.0  # of a prepared folder that does not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,12 +87,13 @@ class Driver:
 def open_driver(path: pathlib.Path, work: pathlib.Path, settings: CaptureSettings, fps: float) -> Driver:
     """The driver at `path`: raw footage of one person, prepared in the folder `work` first, or a prepared folder.
 
-    `fps` is that of a prepared folder; 0 takes 25. `InputError` where nothing can be read or no frame shows a face.
+    `fps` is that of a prepared folder; 0 takes what its quality.json says, or 25. `InputError` where nothing can be
+    read or no frame shows a face.
     """
     if not path.exists():
         raise InputError(f"no driver at {path}: name a video or a prepared identity folder with --drive")
     if path.is_dir() and is_dataset(path):
-        return _read(path, fps or _FPS, None)
+        return _read(path, fps, None)
     clips = recording_paths(path)
     if len(clips) > 1:
         raise InputError(f"{path} holds {len(clips)} clips: name one with --drive, as {clips[0]}")
@@ -122,25 +124,32 @@ def _read(folder: pathlib.Path, fps: float, video: pathlib.Path | None) -> Drive
             f"no frame of {folder} shows a face to camera {view}: film the driver from the front"
         )
     names = [frame.name for frame in frames]
-    moments = sorted({item.frame.name for item in items} | _dropped(folder), key=natural_key)
+    dropped, filmed = _quality(dataset)
+    moments = sorted({item.frame.name for item in items} | dropped, key=natural_key)
     return Driver(
         dataset=dataset,
         frames=tuple(frames),
         views=tuple(views),
         shown=_latest(names, moments),
         held=len(moments) - len(names),
-        fps=fps,
+        fps=fps or filmed or _FPS,
         video=video,
     )
 
 
-def _dropped(folder: pathlib.Path) -> set[str]:
-    """The frames that preprocessing found no use for, by its quality.json."""
+def _quality(dataset: Dataset) -> tuple[set[str], float]:
+    """The frames that preprocessing found no use for, and its frames a second; none, and 0, where nothing says."""
+    folders = (dataset.path, dataset.path / dataset.identities[0])
+    path = next((folder / DONE for folder in folders if (folder / DONE).is_file()), None)
+    if path is None:
+        return set(), 0.0
     try:
-        quality = json.loads((folder / "quality.json").read_text(encoding="utf-8"))
-        return {str(item["frame"]) for item in quality["dropped"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        quality = json.loads(path.read_text(encoding="utf-8"))
+        return {str(item["frame"]) for item in quality["dropped"]}, float(quality.get("fps") or 0.0)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not what preprocessing wrote: restore it, or prepare the footage again"
+        ) from error
 
 
 def _latest(names: Sequence[str], moments: Sequence[str]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,9 +37,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(
-        f".{path.stem}.{secrets.token_hex(4)}{path.suffix}"
-    )  # the same disk: a rename, no copy
+    # In the same folder, so on the same disk: a rename, no copy.
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
@@ -47,17 +47,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises `InputError` where no file can be written at a path; for programs whose result comes late."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"--out={path} is a folder: name a file")
-    probe = path.with_name(f".{path.name}.probe")
+    """Raises `InputError` where no file can be written at a path; for programs whose result comes late.
+
+    Makes no folder: the nearest one that is there is tried.
+    """
+    path = pathlib.Path(path).absolute()
     try:
-        with atomic_path(probe) as partial:
-            partial.touch()
-        probe.unlink()
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name a file")
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
+            pass
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): give another --out") from error
+        raise InputError(f"cannot write {path} ({error.strerror}): name another file") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

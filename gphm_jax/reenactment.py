@@ -50,16 +50,21 @@ class Performance:
     scale: Float[np.ndarray, "t"]
     cameras: dict[str, Camera]  # "avatar" and "side", [t]
 
-    def picture(self, avatar: Avatar, moment: int, camera: str) -> UInt8[np.ndarray, "h w 3"]:
-        """The avatar at one moment, seen by one of the cameras."""
-        seen = self.cameras[camera]
-        image, _ = avatar.render(
+    def pictures(
+        self, avatar: Avatar, moment: int, cameras: Iterable[str]
+    ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """The avatar at one moment, as each of the cameras sees it."""
+        splats = avatar.splats(
             self.expression[moment],
             motion=self.motion[moment],
             pose=_pose(self.rotation[moment], self.translation[moment], self.scale[moment]),
-            camera=_camera(seen.world_to_camera[moment], seen.intrinsics[moment]),
         )
-        return to_bytes(image)
+
+        def seen(camera: Camera) -> UInt8[np.ndarray, "h w 3"]:
+            now = _camera(camera.world_to_camera[moment], camera.intrinsics[moment])
+            return to_bytes(avatar.look(splats, camera=now).fine)
+
+        return {name: seen(self.cameras[name]) for name in cameras}
 
 
 def perform(

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from gphm_jax import files
+from gphm_jax.errors import InputError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -18,6 +19,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_path_is_tried_without_a_trace(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for path in ("new.mp4", "deep/down/new.mp4", "file"):
+        files.check_writable(tmp_path / path)
+    for path in (tmp_path, tmp_path / "file" / "new.mp4"):
+        with pytest.raises(InputError, match="name a"):
+            files.check_writable(path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"] and (tmp_path / "file").read_text() == "kept"
 
 
 def test_json_holds_arrays_paths_and_no_nan(tmp_path):

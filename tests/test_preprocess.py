@@ -137,6 +137,7 @@ def test_a_film_becomes_an_identity_folder(film, filmed):
     quality = json.loads((out / "quality.json").read_text())
     assert quality["kept_frames"] == quality["frames"] == 6
     assert quality["reprojection_px_at_512"]["median"] < 4
+    assert quality["fps"] == 1.0
 
 
 def test_pictures_masks_and_landmarks_lie_on_each_other(film, filmed):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ from gphm_jax.data import layout
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.driver import open_driver
 from gphm_jax.errors import InputError
-from gphm_jax.face_distance import mean_distance
+from gphm_jax.face_distance import FaceEmbedder, mean_distance
 from gphm_jax.provenance import COMPOSITE, RENDERED, Statement, read_marks
 from gphm_jax.reenactment import Direction, follows, perform, read_scores
 from gphm_jax.tools import reenact as tool
@@ -78,6 +79,21 @@ def test_moments_without_a_face_hold_the_one_before(driven):
     assert driven.image(2, 16).shape == (16, 16, 3) and driven.face(2, 16).shape == (16, 16, 3)
 
 
+def test_a_dataset_of_one_drives_as_its_identity_does(prepared, driven):
+    whole = open_driver(prepared.parent, prepared, CaptureSettings(), 12.0)
+    assert whole.shown == driven.shown and whole.held == driven.held
+
+
+def test_a_prepared_film_plays_at_its_own_rate(prepared, tmp_path):
+    def rate(wanted, **told):
+        (tmp_path / "000" / "quality.json").write_text(json.dumps({"dropped": [], **told}))
+        return open_driver(tmp_path / "000", tmp_path, CaptureSettings(), wanted).fps
+
+    shutil.copytree(prepared, tmp_path / "000")
+    assert rate(0.0, fps=15.0) == 15.0 and rate(12.0, fps=15.0) == 12.0
+    assert rate(0.0, fps=None) == rate(0.0) == 25.0
+
+
 def test_an_avatar_plays_the_drivers_codes_poses_and_cameras(avatar, driven):
     performance = perform(avatar, driven, PLAIN)
     rows = list(driven.shown)
@@ -95,12 +111,21 @@ def test_an_avatar_plays_the_drivers_codes_poses_and_cameras(avatar, driven):
             world_to_camera=frame.world_to_camera[0], intrinsics=layout.view_intrinsics(frame, 0, 32)
         ),
     )
-    shown = performance.picture(avatar, 5, "avatar")
+    shown = performance.pictures(avatar, 5, ["avatar"])["avatar"]
     assert shown.std() > 10
     np.testing.assert_allclose(shown, np.round(np.clip(expected, 0, 1) * 255), atol=1)
-    np.testing.assert_array_equal(
-        performance.picture(avatar, 0, "avatar"), performance.picture(avatar, 2, "avatar")
-    )
+    first, held = (performance.pictures(avatar, moment, ["avatar"])["avatar"] for moment in (0, 2))
+    np.testing.assert_array_equal(first, held)
+
+
+def test_a_moment_moves_its_splats_once_for_all_cameras(avatar, driven, monkeypatch):
+    performance, moved, splats = perform(avatar, driven, PLAIN), [], avatar.splats
+    monkeypatch.setattr(avatar, "splats", lambda *given, **named: moved.append(1) or splats(*given, **named))
+    both = performance.pictures(avatar, 3, ["side", "avatar"])
+    assert list(both) == ["side", "avatar"] and len(moved) == 1
+    assert np.abs(both["side"].astype(int) - both["avatar"]).max() > 10
+    for name, picture in both.items():
+        np.testing.assert_array_equal(performance.pictures(avatar, 3, [name])[name], picture)
 
 
 def test_the_side_camera_sees_the_heads_left_from_as_far(avatar, driven):
@@ -225,13 +250,9 @@ def test_the_video_shows_driver_and_avatar_and_the_figures_lie_beside_it(
     assert fps == 12.0 and [picture.shape for picture in pictures] == [(32, 96, 3)] * 8
     performance = perform(avatar, driven, PLAIN)
     for moment in (0, 6):
+        seen = performance.pictures(avatar, moment, ["avatar", "side"])
         expected = np.concatenate(
-            [
-                driven.image(driven.shown[moment], 32),
-                performance.picture(avatar, moment, "avatar"),
-                performance.picture(avatar, moment, "side"),
-            ],
-            axis=1,
+            [driven.image(driven.shown[moment], 32), seen["avatar"], seen["side"]], axis=1
         )
         assert np.abs(pictures[moment].astype(int) - expected).mean() < 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.mp4"]
@@ -300,6 +321,62 @@ def test_figures_are_taken_of_the_pictures_shown(avatar, folder, prepared, tmp_p
     assert told["following"]["pictures"] == 8 and told["identity"] is None
 
 
+class Embedder(FaceEmbedder):
+    """A picture's mean colour for its face."""
+
+    def __init__(self):
+        pass
+
+    def embeddings(self, pictures):
+        return np.stack([np.pad(picture.mean(axis=(0, 1)), (0, 125)) for picture in pictures])
+
+
+def test_distances_are_from_the_result_to_its_person_and_to_the_driver(
+    avatar, folder, prepared, driven, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tool, "open_landmarker", lambda name: Opened())
+    monkeypatch.setattr(tool, "FaceEmbedder", Embedder)
+    own = tmp_path / "own"
+    own.mkdir()
+    for level in (20, 60):
+        cv2.imwrite(str(own / f"{level}.png"), np.full((8, 8, 3), level, np.uint8))
+
+    def distances(source):
+        request = tool.Request(
+            avatar=folder, drive=prepared, out=tmp_path / "out.mp4", direction=PLAIN, source=source
+        )
+        return tool.reenact(request)["identity"]
+
+    performance = perform(avatar, driven, PLAIN)
+    result = [performance.pictures(avatar, moment, ["avatar"])["avatar"].mean((0, 1)) for moment in range(8)]
+    drove = [driven.image(row, 512).mean((0, 1)) for row in driven.shown]
+    portrait = 255 * np.asarray(avatar.render(avatar.habits.expression)[0]).mean((0, 1))
+
+    def mean(first, second):
+        return np.mean([np.linalg.norm(one - other) for one in first for other in second])
+
+    told = distances(own)
+    assert told["source"] == "2 pictures"
+    assert told["to_source"] == pytest.approx(mean(result, [np.full(3, 20), np.full(3, 60)]))
+    assert told["to_driver"] == pytest.approx(mean(result, drove))
+    assert abs(told["to_source"] - told["to_driver"]) > 1
+    told = distances(None)
+    assert told["source"] == "the avatar's own portrait"
+    assert told["to_source"] == pytest.approx(mean(result, [portrait]), abs=0.5)
+
+
+def test_a_persons_pictures_are_a_file_a_folder_or_a_prepared_identity(prepared, tmp_path):
+    for name in ("b.png", "a.jpg"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert tool._pictures_of(tmp_path / "b.png") == [tmp_path / "b.png"]
+    assert tool._pictures_of(tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.png"]
+    rows = tool._pictures_of(prepared)
+    assert [(path.parent.name, path.name) for path in rows] == [
+        (name, "image_0.png") for name in ("0001", "0003", "0004", "0005", "0006")
+    ]
+
+
 class Opened(Landmarker):
     def __enter__(self):
         return self
@@ -337,6 +414,8 @@ def test_flags_at_fault_are_refused(folder, prepared, tmp_path):
         ({"layout": "driver"}, "an avatar among them"),
         ({"layout": "avatar,back"}, "--layout=avatar,back"),
         ({"fps": -1}, "must not be negative"),
+        ({"fps": "nan"}, "finite"),
+        ({"angle": "inf"}, "finite"),
     ):
         with pytest.raises(InputError, match=words):
             request(**changes)
@@ -355,6 +434,9 @@ def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, mon
 
     fail("no avatar in", avatar=tmp_path)
     fail("no picture at .*nobody", source=tmp_path / "nobody")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "dlib", None)
+        fail("dlib", source=prepared)
     config = json.loads((folder / "config.json").read_text())
     old = tmp_path / "old"
     old.mkdir()
@@ -374,6 +456,9 @@ def test_what_cannot_drive_or_be_driven_is_named(folder, prepared, tmp_path, mon
         work.mkdir()
         raise InputError("no usable face")
 
+    broken = shutil.copytree(prepared, tmp_path / "broken")
+    (broken / "quality.json").write_text("{}")
+    fail("broken/quality.json is not what preprocessing wrote", drive=broken)
     monkeypatch.setattr(driver, "preprocess", prepare)
     monkeypatch.setattr(driver, "read_face_model", lambda settings: None)
     film = tmp_path / "film.mp4"

@@ -91,7 +91,7 @@ def preprocess(
     )
     quality.write_quality(out, recording, outcome, settings.size)
     (out / _SIGHTINGS).unlink(missing_ok=True)
-    write_json(out / DONE, quality.figures(outcome))
+    write_json(out / DONE, quality.figures(recording, outcome))
     return outcome
 
 

@@ -26,7 +26,7 @@ _LISTED = 200  # rows of a table
 _OBSERVED, _FITTED, _EDGE = (40, 220, 90), (255, 70, 50), (60, 120, 255)
 
 
-def figures(outcome: Outcome) -> dict[str, Any]:
+def figures(recording: Recording, outcome: Outcome) -> dict[str, Any]:
     """The numbers of quality.json. Distances are pixels of the written pictures' own crop, turned to 512."""
     misses = _misses(outcome)
     track = outcome.track
@@ -36,6 +36,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "kept_pictures": sum(len(frame.views) for frame in track.frames.values()),
         "frames": len({item.frame for item in outcome.sightings}),
         "kept_frames": len(track.frames),
+        "fps": 1 / recording.interval if recording.moving else None,
         "reprojection_px_at_512": {
             "median": float(np.median(list(misses.values()))),
             "worst_frame": float(max(misses.values())),
@@ -52,7 +53,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
 
 def write_quality(out: pathlib.Path, recording: Recording, outcome: Outcome, size: int) -> None:
     """Writes `quality.html` into the identity folder."""
-    summary = figures(outcome)
+    summary = figures(recording, outcome)
     head = report.Figures(
         items=[
             (f"{summary['kept_frames']} of {summary['frames']}", "frames kept"),

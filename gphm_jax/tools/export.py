@@ -158,9 +158,7 @@ def main(argv: Sequence[str]) -> None:
     runtime.start()
     folder = expanded(flags.FLAGS.avatar)
     avatar = Avatar.load(folder)
-    # A fit's own folder holds the avatar's; its figures lie beside that.
-    home = folder / "avatar" if (folder / "avatar" / "config.json").is_file() else folder
-    statement = coarse_statement(avatar, home.resolve(), flags.FLAGS.licence)
+    statement = coarse_statement(avatar, Avatar.home(folder).resolve(), flags.FLAGS.licence)
     for path in export(avatar, request, statement):
         print(f"{path}: {size_in_bytes(path.stat().st_size)}")
     print(f"without the refine network: {statement.cost}")

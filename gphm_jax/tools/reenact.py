@@ -10,6 +10,7 @@ hold the one before. FILE.json says how many those were, and how the avatar's ex
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import shutil
 import time
@@ -36,7 +37,7 @@ from gphm_jax.errors import InputError, run_main
 from gphm_jax.face_distance import FaceEmbedder, mean_distance
 from gphm_jax.paths import expanded
 from gphm_jax.provenance import Statement
-from gphm_jax.reenactment import Direction, Performance, follows, perform, read_scores
+from gphm_jax.reenactment import Direction, follows, perform, read_scores
 from gphm_jax.video import Sound, has_sound, write_video
 
 _PANELS = ("driver", "avatar", "side")
@@ -54,7 +55,7 @@ class Request:
     out: pathlib.Path
     direction: Direction
     layout: tuple[str, ...] = _PANELS
-    fps: float = 0.0  # at most so many a second of a video, or a prepared folder's own; 0: 30, and 25
+    fps: float = 0.0  # at most, of a video (0: 30); a prepared folder's own (0: as it says, or 25)
     max_frames: int = 0  # of a video, spread evenly; 0: all
     source: pathlib.Path | None = None  # a picture of the avatar's person, or a folder of them
     figures: bool = True
@@ -63,12 +64,15 @@ class Request:
 def reenact(request: Request) -> dict[str, Any]:
     """Writes the video and the figures beside it, each whole or not at all; the figures."""
     started = time.monotonic()
-    own = [] if request.source is None else spread(_pictures_of(request.source), _COMPARED)
+    paths = [] if request.source is None else spread(_pictures_of(request.source), _COMPARED)
     avatar = Avatar.load(request.avatar)
     if request.direction.expression == "scores" and avatar.scores is None:
         raise InputError(
             f"{request.avatar} has no scores.npz: fit it again with a prior that has one, or use --expression=encoder"
         )
+    embedder, own = _embedder(request), None
+    if embedder is not None and paths:
+        own = embedder.embeddings(images.read_rgb(path) for path in paths)
     work = request.out.with_name(f".{request.out.stem}.footage")
     settings = CaptureSettings(
         size=max(_LOOKED_AT, avatar.spec.image_size),
@@ -78,21 +82,28 @@ def reenact(request: Request) -> dict[str, Any]:
     )
     try:
         driver = open_driver(request.drive, work, settings, request.fps)
+        tracked = time.monotonic()
+        with files.atomic_path(request.out) as film:
+            figures = _film(request, film, avatar, driver, embedder, own)
+            figures["seconds"] = {"tracking": tracked - started} | figures["seconds"]
+            files.write_json(request.out.with_suffix(".json"), figures)
     except InputError:
-        shutil.rmtree(
-            work, ignore_errors=True
-        )  # of no use to anybody; what an interrupt leaves is gone on with
+        # Nobody knows of the folder. What an interrupt leaves is gone on with.
+        shutil.rmtree(work, ignore_errors=True)
         raise
-    tracked = time.monotonic()
-    figures = _film(request, avatar, driver, own)
-    figures["seconds"] = {"tracking": tracked - started} | figures["seconds"]
-    files.write_json(request.out.with_suffix(".json"), figures)
     shutil.rmtree(work, ignore_errors=True)
     return figures
 
 
-def _film(request: Request, avatar: Avatar, driver: Driver, own: Sequence[Source]) -> dict[str, Any]:
-    """Drives, draws and measures; `own` are pictures of the avatar's person."""
+def _film(
+    request: Request,
+    out: pathlib.Path,
+    avatar: Avatar,
+    driver: Driver,
+    embedder: FaceEmbedder | None,
+    own: Float[np.ndarray, "n 128"] | None,
+) -> dict[str, Any]:
+    """Drives, draws to `out` and measures; `own` are embeddings of the avatar's person."""
     count = len(driver.shown)
     measured = spread(range(count), _MEASURED) if request.figures else []
     driven = request.direction.expression == "scores"
@@ -100,22 +111,25 @@ def _film(request: Request, avatar: Avatar, driver: Driver, own: Sequence[Source
     scores = _driver_scores(driver, rows, needed=driven) if rows else None
     started = time.monotonic()
     performance = perform(avatar, driver, request.direction, scores if driven else None)
-    camera = "avatar" if "avatar" in request.layout else "side"
+    cameras = [name for name in request.layout if name != "driver"]
+    measured_camera = "avatar" if "avatar" in cameras else "side"
     kept: dict[int, np.ndarray] = {}
     wanted = set(measured)
     statement = Statement(source=provenance.COMPOSITE if "driver" in request.layout else provenance.RENDERED)
 
     def pictures() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         for moment in tqdm(range(count), "drawing", unit="frame"):
-            panels = {name: _panel(name, avatar, driver, performance, moment) for name in request.layout}
+            panels = performance.pictures(avatar, moment, cameras)
             if moment in wanted:
-                kept[moment] = panels[camera]
+                kept[moment] = panels[measured_camera]
+            if "driver" in request.layout:
+                panels["driver"] = driver.image(driver.shown[moment], avatar.spec.image_size)
             yield np.concatenate([panels[name] for name in request.layout], axis=1)
 
     sound = None
     if driver.video is not None and has_sound(driver.video):
         sound = Sound(path=driver.video, seconds=count / driver.fps)
-    codec = write_video(request.out, pictures(), fps=driver.fps, statement=statement, sound=sound)
+    codec = write_video(out, pictures(), fps=driver.fps, statement=statement, sound=sound)
     drawn = time.monotonic()
     figures = {
         "avatar": request.avatar,
@@ -131,17 +145,9 @@ def _film(request: Request, avatar: Avatar, driver: Driver, own: Sequence[Source
     }
     if request.figures:
         figures["following"] = _following(driver, scores, kept)
-        figures["identity"] = _identity(avatar, driver, own, kept)
+        figures["identity"] = None if embedder is None else _identity(embedder, own, avatar, driver, kept)
     figures["seconds"] = {"drawing": drawn - started, "figures": time.monotonic() - drawn}
     return figures
-
-
-def _panel(
-    name: str, avatar: Avatar, driver: Driver, performance: Performance, moment: int
-) -> UInt8[np.ndarray, "s s 3"]:
-    if name == "driver":
-        return driver.image(driver.shown[moment], avatar.spec.image_size)
-    return performance.picture(avatar, moment, name)
 
 
 def _driver_scores(driver: Driver, rows: Sequence[int], *, needed: bool) -> Float[np.ndarray, "n 52"] | None:
@@ -178,27 +184,36 @@ def _following(
     return follows(scores[[driver.shown[moment] for moment in kept]], made)
 
 
-def _identity(
-    avatar: Avatar, driver: Driver, own: Sequence[Source], kept: dict[int, np.ndarray]
-) -> dict[str, Any] | None:
-    """Distances of faces from the result to its own person and to the driver; None without dlib.
-
-    Without pictures of the person, the avatar's portrait stands for it.
-    """
+def _embedder(request: Request) -> FaceEmbedder | None:
+    """None where no distances of faces are wanted, or where they cannot be taken and --source does not ask for them."""
+    if not request.figures:
+        return None
     try:
-        embedder = FaceEmbedder()
+        return FaceEmbedder()
     except InputError as error:
+        if request.source is not None:
+            raise
         logging.info("no distances of faces: %s", error)
         return None
+
+
+def _identity(
+    embedder: FaceEmbedder,
+    own: Float[np.ndarray, "n 128"] | None,
+    avatar: Avatar,
+    driver: Driver,
+    kept: dict[int, np.ndarray],
+) -> dict[str, Any]:
+    """Distances of faces from the result to its own person, or without pictures to its portrait, and to the driver."""
     moments = spread(list(kept), _COMPARED)
     result = embedder.embeddings(kept[moment] for moment in moments)
     drove = embedder.embeddings(driver.image(driver.shown[moment], _LOOKED_AT) for moment in moments)
-    person = [images.read_rgb(path) for path in own] or [
-        files.to_bytes(avatar.render(avatar.habits.expression)[0])
-    ]
+    source = "the avatar's own portrait" if own is None else f"{len(own)} pictures"
+    if own is None:
+        own = embedder.embeddings([files.to_bytes(avatar.render(avatar.habits.expression)[0])])
     return {
-        "source": f"{len(own)} pictures" if own else "the avatar's own portrait",
-        "to_source": mean_distance(result, embedder.embeddings(person)),
+        "source": source,
+        "to_source": mean_distance(result, own),
         "to_driver": mean_distance(result, drove),
     }
 
@@ -235,6 +250,8 @@ def make_request() -> Request:
         )
     if options.fps < 0 or options.max_frames < 0:
         raise InputError("--fps and --max_frames must not be negative")
+    if not math.isfinite(options.fps) or not math.isfinite(options.angle):
+        raise InputError("--fps and --angle must be finite")
     drive = expanded(options.drive)
     if not drive.exists():
         raise InputError(f"no driver at {drive}: name a video or a prepared identity folder with --drive")
@@ -297,7 +314,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_boolean("smooth", defaults.smooth, "Smooth poses and codes in time.")
     flags.DEFINE_float(
-        "fps", 0.0, "At most so many frames a second (30); of a prepared folder, its own (25)."
+        "fps", 0.0, "At most so many frames a second (30); of a prepared folder, its own (as it says, or 25)."
     )
     flags.DEFINE_integer("max_frames", 0, "At most so many frames of a video, spread evenly; 0: all.")
     flags.DEFINE_string("source", None, "Pictures of the avatar's person, for the distance of faces.")

@@ -66,7 +66,7 @@ def of_avatar(folder: pathlib.Path, drive: pathlib.Path | None) -> Exhibit:
     """The avatar in a folder, or in its fit's, and footage that drives it; `InputError` where there is none."""
     avatar = Avatar.load(folder)
     clip = None if drive is None else _clip(drive, avatar)
-    home = folder / "avatar" if (folder / "avatar" / "arrays.npz").is_file() else folder
+    home = Avatar.home(folder)
     return Exhibit(
         name=folder.resolve().name,
         head=lambda person: avatar,
