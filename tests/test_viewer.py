@@ -17,13 +17,14 @@ from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import bake
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
+from gphm_jax.export.coarse import CoarseStatement
 from gphm_jax.files import to_bytes
 from gphm_jax.geometry import to_pixels
 from gphm_jax.heads import Heads
 from gphm_jax.nets import bounded_code
 from gphm_jax.reenactment import Performance
 from gphm_jax.types import Camera, Pose
-from gphm_jax.viewer import clips, exhibit, frames, sliders
+from gphm_jax.viewer import clips, exhibit, frames, saving, sliders
 from gphm_jax.viewer.dial import Dial
 from gphm_jax.viewer.drawing import Drawing
 from gphm_jax.viewer.frames import View
@@ -71,13 +72,14 @@ def test_the_first_view_has_the_habitual_cameras_middle_in_the_middle():
 
 
 def test_pictures_have_few_shapes_and_the_head_one_size():
-    assert frames.picture_size((600, 600), 32) == (32, 32)
-    assert frames.picture_size((600, 800), 32) == (32, 48)
-    assert frames.picture_size((720, 1280), 32) == (32, 64)
-    assert frames.picture_size((900, 400), 32) == (64, 32)
-    assert frames.picture_size((1, 5000), 250) == (250, 512)
+    assert frames.picture_size((600, 600), 32, 4) == (32, 32)
+    assert frames.picture_size((600, 800), 32, 4) == (32, 48)
+    assert frames.picture_size((720, 1280), 32, 4) == (32, 64)
+    assert frames.picture_size((900, 400), 32, 4) == (64, 32)
+    assert frames.picture_size((1, 5000), 250, 4) == (250, 512)
+    assert frames.picture_size((200, 300), 224, 32) == (224, 352)
     for canvas in ((600, 600), (720, 1280), (900, 400)):
-        size = frames.picture_size(canvas, 32)
+        size = frames.picture_size(canvas, 32, 4)
         intrinsics = np.asarray(frames.camera(view(canvas), size).intrinsics)
         np.testing.assert_allclose(
             intrinsics, [[58, 0, size[1] / 2], [0, 58, size[0] / 2], [0, 0, 1]], rtol=1e-6
@@ -87,10 +89,10 @@ def test_pictures_have_few_shapes_and_the_head_one_size():
 
 
 @pytest.mark.parametrize(
-    "canvas", [(600, 600), (600, 700), (720, 1280), (900, 400), (200, 1000), (1000, 200)]
+    "canvas", [(600, 600), (600, 700), (720, 1280), (900, 400), (200, 1000), (1000, 200), (0, 1200)]
 )
 def test_a_picture_fills_its_canvas(canvas):
-    size = frames.picture_size(canvas, 32)
+    size = frames.picture_size(canvas, 32, 4)
     picture = np.zeros((*size, 3), np.uint8)
     picture[size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1] = (
         100  # a dot in the middle
@@ -98,7 +100,7 @@ def test_a_picture_fills_its_canvas(canvas):
     whole = frames.fitted(picture, canvas, 255)
     assert (
         min(whole.shape[:2]) == 32
-        and abs(whole.shape[1] / whole.shape[0] / (canvas[1] / canvas[0]) - 1) < 0.02
+        and abs(whole.shape[1] / whole.shape[0] / (canvas[1] / max(canvas[0], canvas[1] / 8)) - 1) < 0.02
     )
     np.testing.assert_allclose(
         np.argwhere(whole[..., 0] == 100).mean(axis=0) + 0.5, np.array(whole.shape[:2]) / 2, atol=1
@@ -190,6 +192,8 @@ def test_of_many_changes_the_last_is_drawn_and_rest_is_told():
 
     repainter = Repainter(draw)
     repainter.touch()
+    assert not calls, "it has not been started"
+    repainter.start()
     assert entered.wait(10)
     for _ in range(100):
         repainter.touch()
@@ -200,8 +204,6 @@ def test_of_many_changes_the_last_is_drawn_and_rest_is_told():
         threading.Event().wait(0.01)
     repainter.close()
     assert calls == [False, False, True]
-    repainter.touch()
-    assert len(calls) == 3
 
 
 def test_moving_pictures_are_quick_ones_and_resting_ones_the_best(avatar, monkeypatch):
@@ -336,11 +338,90 @@ def tool():
 
 
 def test_the_tool_says_what_is_wrong_with_its_flags(tool, tmp_path):
+    pytest.importorskip("viser")
     for arguments in ((), ("--avatar=a", "--prior=b")):
         with pytest.raises(InputError, match="give --avatar, .* or --prior"):
             tool(*arguments)
     with pytest.raises(InputError, match="--host=203.0.113.1 is no address of this machine"):
         tool(f"--avatar={tmp_path}", "--drive=none", "--host=203.0.113.1", "--port=8080")
+
+
+@pytest.fixture
+def visits():
+    """A server's part of visits, which is the visitor as well."""
+    server = pytest.importorskip("gphm_jax.viewer.server")
+    return type("Stand", (Visits, server.Server, server.viser.ClientHandle), {})()
+
+
+class Visits:
+    client_id = 7
+
+    def __init__(self) -> None:
+        self.here = {7: self}
+
+    def on_client_connect(self, call):
+        self.connect = call
+
+    def on_client_disconnect(self, call):
+        self.disconnect = call
+
+    def get_clients(self):
+        return self.here
+
+    def leave(self) -> None:
+        self.here = {}
+        self.disconnect(self)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_whoever_leaves_is_let_go_once_even_while_being_welcomed(early, visits, monkeypatch):
+    from gphm_jax.viewer import server
+
+    monkeypatch.setattr(server, "_opened_here", lambda *_: True)
+    gone = []
+
+    def welcome(client):
+        if early:
+            visits.leave()
+        return lambda: gone.append(client)
+
+    server.serve(visits, welcome)
+    visits.connect(visits)
+    assert len(gone) == early
+    if not early:
+        visits.leave()
+    assert gone == [visits]
+
+
+def test_only_pages_of_the_server_itself_are_its_own():
+    is_own_page = pytest.importorskip("gphm_jax.viewer.server").is_own_page
+    for host in ("127.0.0.1:8080", "localhost:8080", "[::1]:8080"):
+        assert is_own_page(f"http://{host}", host, local=True)
+    assert is_own_page(None, "localhost:8080", local=True)
+    assert not is_own_page("http://localhost:9999", "localhost:8080", local=True)
+    assert not is_own_page("http://localhost:8080", None, local=True)
+    for host in ("elsewhere.example:8080", "localhost.example:8080"):  # names that now point here
+        assert not is_own_page(f"http://{host}", host, local=True)
+    assert is_own_page("http://workstation:8080", "workstation:8080", local=False)
+
+
+def test_a_viser_that_hides_who_connects_lets_nobody_in(visits, monkeypatch):
+    from gphm_jax.viewer import server
+
+    welcomed, said = [], []
+    monkeypatch.setattr(server.logging, "error", said.append)
+    server.serve(visits, welcomed.append)
+    visits.connect(visits)
+    assert not welcomed and "install viser 1.1" in said[0]
+
+
+def test_every_saved_head_says_what_it_is(avatar):
+    statement = CoarseStatement(cost="nothing", cost_db=0.0)
+    moment = Moment(expression=avatar.habits.expression)
+    for kind in saving.HEADS:
+        saved = saving.head(kind, avatar, moment, statement)
+        assert any(b"synthetic" in content for content in saved.values()), kind
+    assert set(saving.head("SPZ, splats", avatar, moment, statement)) == {".spz", ".spz.json"}
 
 
 def test_a_port_that_is_in_use_is_named():

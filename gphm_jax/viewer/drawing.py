@@ -101,5 +101,7 @@ class Drawing:
 
     def _size(self, scale: float) -> tuple[int, int]:
         assert self._session.view is not None
-        side = round(self._current_painter().avatar.spec.image_size * scale)
-        return frames.picture_size(self._session.view.canvas, side)
+        spec = self._current_painter().avatar.spec
+        return frames.picture_size(
+            self._session.view.canvas, round(spec.image_size * scale), 4 * spec.networks.refine_patch
+        )

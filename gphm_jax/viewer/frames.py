@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from gphm_jax.types import Camera
 
 _WIDTHS = (1.0, 1.5, 2.0)  # long side over short: few shapes, as each is a program to compile
-_MULTIPLE = 16  # pixels: what the refine network halves twice
+_MULTIPLE = 16  # pixels: the longer side's, so that near canvases have one shape
+_LONGEST = 8  # long side over short of what is shown: the browser presses it into a canvas that is longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,14 +53,15 @@ def start(camera: Camera, size: int) -> Start:
     )
 
 
-def picture_size(canvas: tuple[int, int], side: int) -> tuple[int, int]:
+def picture_size(canvas: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
     """(height, width) of the picture to draw for a canvas: its shorter side is `side`, the longer reaches as far as
-    the canvas's or to the widest picture that is drawn.
+    the canvas's or to the widest picture that is drawn. It is a `multiple`, as `side` must be.
     """
     height, width = canvas
     ratio = max(canvas) / max(1, min(canvas))
     widest = next((known for known in _WIDTHS if known >= ratio), _WIDTHS[-1])
-    long = math.ceil(side * widest / _MULTIPLE) * _MULTIPLE
+    unit = math.lcm(_MULTIPLE, multiple)
+    long = math.ceil(side * widest / unit) * unit
     return (side, long) if width >= height else (long, side)
 
 
@@ -79,8 +81,8 @@ def fitted(
     picture: UInt8[np.ndarray, "h w 3"], canvas: tuple[int, int], fill: int
 ) -> UInt8[np.ndarray, "i j 3"]:
     """The picture cut, or continued with `fill`, to the canvas's shape, at the picture's own scale."""
-    side, short = min(picture.shape[:2]), max(1, min(canvas))
-    size = np.array([max(1, round(side * length / short)) for length in canvas])
+    side, short = min(picture.shape[:2]), max(1, min(canvas), max(canvas) // _LONGEST)
+    size = np.array([round(side * max(length, short) / short) for length in canvas])
     margin = np.maximum(0, np.ceil((size - picture.shape[:2]) / 2)).astype(int)
     whole = np.pad(picture, [(margin[0],) * 2, (margin[1],) * 2, (0, 0)], constant_values=fill)
     top, left = (whole.shape[:2] - size) // 2

@@ -27,6 +27,7 @@ _MODES = {mode.capitalize(): mode for mode in MODES}
 _ENCODER, _SCORES = "Encoder", "Scores"  # what reads a face's expression
 _NOBODY = "–"  # in the place of a name
 _NEAREST, _FARTHEST = 0.8, 20.0  # head lengths from the middle of the orbit
+_LEAST_CANVAS = 16  # pixels: on less, as in a window that is folded up, there is nothing to be seen
 
 
 # viser has no camera control; a frame of the page's own origin may use the camera and hand pictures to the page.
@@ -55,6 +56,7 @@ class Page:
         self._add_saving()
         client.camera.on_update(lambda camera: self._look(camera))
         self._look(client.camera)
+        self._repainter.start()  # last: where a page cannot be made, nothing is left of it
 
     def close(self) -> None:
         """The visitor has left."""
@@ -65,6 +67,8 @@ class Page:
         self._client.flush()
 
     def _look(self, camera: viser.CameraHandle) -> None:
+        if min(camera.image_height, camera.image_width) < _LEAST_CANVAS:
+            return
         self._session.view = View(
             position=camera.position,
             camera_to_world=viser.transforms.SO3(camera.wxyz).as_matrix(),
@@ -184,8 +188,9 @@ class Page:
         @head.on_click
         def _(_: object) -> None:
             avatar, moment = self._drawing.head()
-            suffix, content = saving.head(kind.value, avatar, moment, self._exhibit.statement(avatar))
-            self._download(f"head{suffix}", content)
+            saved = saving.head(kind.value, avatar, moment, self._exhibit.statement(avatar))
+            for suffix, content in saved.items():
+                self._download(f"head{suffix}", content)
 
     def _download(self, name: str, content: bytes) -> None:
         self._client.send_file_download(name, content, save_immediately=True)

@@ -9,7 +9,7 @@ from absl import logging
 
 
 class Repainter:
-    """Calls `draw` after each `touch`; touches that come while it draws are one.
+    """Once started, calls `draw` after each `touch`; touches that come while it draws are one.
 
     `draw(settled)` learns whether nothing has changed since it last drew, and returns after how many seconds it wants
     to be called again without a change (None: not before the next). What it raises is logged, and it goes on.
@@ -20,6 +20,9 @@ class Repainter:
         self._changes = threading.Condition()
         self._touched = self._closed = False
         self._thread = threading.Thread(target=self._run, name="repainter", daemon=True)
+
+    def start(self) -> None:
+        """Begins with what was touched before."""
         self._thread.start()
 
     def touch(self) -> None:

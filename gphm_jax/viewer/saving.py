@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
 
+from gphm_jax import files
 from gphm_jax.avatar import Avatar
 from gphm_jax.export import cloud, gltf, ply, spz
 from gphm_jax.export.cloud import SplatCloud
@@ -29,11 +31,14 @@ def picture(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return image_bytes(pixels, ".png", Statement())
 
 
-def head(kind: str, avatar: Avatar, moment: Moment, statement: CoarseStatement) -> tuple[str, bytes]:
-    """Suffix and content of a file of `HEADS`: the splats at one moment, without head pose."""
+def head(kind: str, avatar: Avatar, moment: Moment, statement: CoarseStatement) -> dict[str, bytes]:
+    """The files of one of `HEADS` by suffix: the splats at one moment, without head pose; beside SPZ what it is."""
     suffix, encode = _FILES[kind]
     splats = avatar.splats(moment.expression, motion=moment.motion)
-    return suffix, encode(cloud.cloud(splats), statement)
+    saved = {suffix: encode(cloud.cloud(splats), statement)}
+    if suffix == ".spz":  # has no room for words
+        saved[".spz.json"] = json.dumps(files.plain(statement.fields), indent=2).encode()
+    return saved
 
 
 def _lines(statement: CoarseStatement, axes: str) -> tuple[str, ...]:

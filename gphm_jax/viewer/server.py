@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import logging
+import ipaddress
+import logging as stdlib_logging
 import socket
 import urllib.parse
 from collections.abc import Callable
 
 import viser
+from absl import logging
 
 from gphm_jax.errors import InputError
 from gphm_jax.viewer.frames import Start
@@ -50,7 +52,8 @@ def check_free(host: str, port: int) -> None:
 
 def open_server(host: str, port: int, name: str, start: Start) -> Server:
     """A server at this very port whose visitors begin at `start`; `InputError` where it has been taken meanwhile."""
-    logging.getLogger("websockets").setLevel(logging.WARNING)  # at INFO it tells of every connection
+    # At INFO it tells of every connection.
+    stdlib_logging.getLogger("websockets").setLevel(stdlib_logging.WARNING)
     with contextlib.redirect_stdout(io.StringIO()):  # its banner
         server = Server(host=host, port=port, verbose=False)
     if server.get_port() != port:  # viser has gone on to the next
@@ -67,26 +70,53 @@ def open_server(host: str, port: int, name: str, start: Start) -> Server:
 
 
 def serve(server: Server, welcome: Callable[[viser.ClientHandle], Callable[[], None]]) -> None:
-    """Welcomes each visitor; what `welcome` returns is called when that visitor has left."""
+    """Welcomes each visitor; what `welcome` returns is called once, when that visitor has left."""
     goodbyes: dict[int, Callable[[], None]] = {}
+
+    def leave(client: viser.ClientHandle) -> None:
+        if goodbye := goodbyes.pop(client.client_id, None):
+            goodbye()
 
     @server.on_client_connect
     def _(client: viser.ClientHandle) -> None:
         if _opened_here(server, client):
             goodbyes[client.client_id] = welcome(client)
+            if client.client_id not in server.get_clients():  # it left while it was welcomed
+                leave(client)
 
-    @server.on_client_disconnect
-    def _(client: viser.ClientHandle) -> None:
-        if goodbye := goodbyes.pop(client.client_id, None):
-            goodbye()
+    server.on_client_disconnect(leave)
+
+
+def is_own_page(origin: str | None, host: str | None, *, local: bool) -> bool:
+    """Whether a page that connects came from this server, by its request's headers: any page may try.
+
+    Names can be made to point at any machine while a page is open: a server that is for this machine alone, `local`,
+    takes only pages under this machine's own.
+    """
+    if origin is None:  # no browser
+        return True
+    page = urllib.parse.urlsplit(origin)
+    return page.netloc == host and (not local or _is_local(page.hostname or ""))
 
 
 def _opened_here(server: Server, client: viser.ClientHandle) -> bool:
-    """Whether a browser's page came from this server: any other page may try to connect to a port of this machine."""
-    request = server._websock_server._live_connections[client.client_id].request
+    try:  # viser keeps them to itself
+        request = server._websock_server._live_connections[client.client_id].request
+    except AttributeError:
+        logging.error("this version of viser does not say whose page connects: install viser 1.1")
+        return False
+    except KeyError:  # it has left
+        return False
     assert request is not None  # a connection that is open has asked for it
-    origin = request.headers.get("Origin")
-    return origin is None or urllib.parse.urlsplit(origin).netloc == request.headers["Host"]
+    origin, host = request.headers.get("Origin"), request.headers.get("Host")
+    return is_own_page(origin, host, local=_is_local(server.get_host()))
+
+
+def _is_local(host: str) -> bool:
+    """Whether a host is this machine by itself, whatever name servers say."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _taken(port: int) -> InputError:
