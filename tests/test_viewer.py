@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import bake
+from gphm_jax.capture.identity_folder import DONE
 from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 from gphm_jax.export.coarse import CoarseStatement
@@ -422,6 +423,39 @@ def test_every_saved_head_says_what_it_is(avatar):
         saved = saving.head(kind, avatar, moment, statement)
         assert any(b"synthetic" in content for content in saved.values()), kind
     assert set(saving.head("SPZ, splats", avatar, moment, statement)) == {".spz", ".spz.json"}
+
+
+def test_the_address_that_is_told_can_be_opened():
+    address = pytest.importorskip("gphm_jax.viewer.server").address
+    assert address("127.0.0.1", 8080) == "http://127.0.0.1:8080"
+    assert address("::1", 8080) == "http://[::1]:8080"
+    assert address("0.0.0.0", 80) == address("::", 80) == f"http://{socket.gethostname()}:80"
+
+
+def test_a_driving_video_is_prepared_once_where_it_can_be_gone_on_with(avatar, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    film, opened = tmp_path / "film.mp4", []
+
+    def open_driver(path, work, settings, fps):
+        opened.append((path, work))
+        raise InputError("no face")
+
+    def look() -> pathlib.Path:
+        with pytest.raises(InputError, match="no face"):
+            clips.read_clip(film, avatar)
+        path, work = opened[-1]
+        assert path == (work if work.exists() else film)
+        return work
+
+    monkeypatch.setattr(clips, "open_driver", open_driver)
+    film.write_text("film")
+    work = look()
+    assert work.is_relative_to(tmp_path / "cache") and look() == work
+    work.mkdir(parents=True)
+    (work / DONE).touch()
+    assert look() == work
+    film.write_text("another film")
+    assert look() != work
 
 
 def test_a_port_that_is_in_use_is_named():

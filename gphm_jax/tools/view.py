@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         shown = exhibit.of_prior(expanded(options.prior), drive)
     opened = server.open_server(options.host, options.port, shown.name, shown.start)
     server.serve(opened, lambda client: page.Page(client, shown).close)
-    print(f"http://{options.host}:{options.port} shows {shown.name}; Ctrl-C ends it", flush=True)
+    print(f"{server.address(options.host, options.port)} shows {shown.name}; Ctrl-C ends it", flush=True)
     try:
         while True:
             time.sleep(3600)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
-import tempfile
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from gphm_jax import paths
 from gphm_jax.avatar import Avatar
+from gphm_jax.capture.identity_folder import is_done
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.driver import open_driver
 from gphm_jax.reenactment import Direction, Performance, perform
@@ -17,17 +19,27 @@ from gphm_jax.viewer.playback import Clip
 
 
 def read_clip(path: pathlib.Path, avatar: Avatar) -> Clip:
-    """What an avatar plays of a video, or of a prepared identity folder; `InputError` where that shows no face."""
-    with tempfile.TemporaryDirectory() as work:
-        settings = CaptureSettings(size=avatar.spec.image_size, expression_images=0)
-        driver = open_driver(path, pathlib.Path(work) / "footage", settings, 0.0)
-        performance = perform(avatar, driver, Direction())
+    """What an avatar plays of a video, or of a prepared identity folder; `InputError` where that shows no face.
+
+    A video is prepared in the user's cache, once for each size of pictures: what was interrupted goes on.
+    """
+    settings = CaptureSettings(size=avatar.spec.image_size, expression_images=0)
+    prepared = _prepared(path, settings)
+    driver = open_driver(prepared if is_done(prepared) else path, prepared, settings, 0.0)
+    performance = perform(avatar, driver, Direction())
     return Clip(
         expression=performance.expression,
         motion=performance.motion,
         pose=about_their_mean(performance),
         fps=driver.fps,
     )
+
+
+def _prepared(path: pathlib.Path, settings: CaptureSettings) -> pathlib.Path:
+    """Where footage as it is now is prepared with these settings."""
+    seen = path.stat() if path.exists() else None
+    told = repr((path.resolve(), seen and (seen.st_size, seen.st_mtime_ns), settings))
+    return paths.cache_folder() / "footage" / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def about_their_mean(performance: Performance) -> Pose:

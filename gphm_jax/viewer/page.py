@@ -43,6 +43,7 @@ class Page:
 
     def __init__(self, client: viser.ClientHandle, exhibit: Exhibit) -> None:
         self._client, self._exhibit, self._session = client, exhibit, exhibit.session()
+        self._stop_clip: Callable[[], None] = lambda: None
         self._drawing = Drawing(self._session, exhibit.head, self._show)
         self._repainter = Repainter(self._drawing.draw)
         client.camera.min_orbit_distance, client.camera.max_orbit_distance = _NEAREST, _FARTHEST
@@ -135,6 +136,7 @@ class Page:
                 else:
                     self._session.expression.take(head.encode(face.image))
                     self._show_expression({})
+                self._stop_clip()  # which would hide it
                 self._repainter.touch()
                 seen.image, seen.visible = face.image, True
 
@@ -169,10 +171,12 @@ class Page:
         def _(_: object) -> None:
             playback.set_speed(speed.value)
 
-        @stop.on_click
-        def _(_: object) -> None:
+        def end() -> None:
             playback.stop()
             show()
+
+        stop.on_click(lambda _: end())
+        self._stop_clip = end
 
     def _add_saving(self) -> None:
         gui = self._client.gui

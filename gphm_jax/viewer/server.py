@@ -87,6 +87,13 @@ def serve(server: Server, welcome: Callable[[viser.ClientHandle], Callable[[], N
     server.on_client_disconnect(leave)
 
 
+def address(host: str, port: int) -> str:
+    """What to open in a browser: no browser finds a server at "all addresses" by that name."""
+    if host in ("", "0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def is_own_page(origin: str | None, host: str | None, *, local: bool) -> bool:
     """Whether a page that connects came from this server, by its request's headers: any page may try.
 
