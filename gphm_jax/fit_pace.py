@@ -47,7 +47,7 @@ class Pace:
     """How many steps one part of a fit takes: `length`, which a budget of time cuts or stretches as it goes.
 
     The part may use `share` of what is left on the clock when it begins, and takes `most` steps at most. Until its
-    steps have been timed, `length` is a guess: `steps`.
+    steps have been timed, `length` is a guess: `steps`, and one more where an interrupted part has done that already.
     """
 
     def __init__(self, clock: Clock, *, steps: int, share: float = 1.0, most: int | None = None):
@@ -61,8 +61,9 @@ class Pace:
     def begin(self, done: int) -> int:
         """The first of the steps after `done` begins now; without time for any, `length` is `done`."""
         self._begun = done, self._clock.elapsed()
-        if self.timed and self._clock.elapsed() >= self._end:
-            self.length = done
+        if self.timed:
+            over = self._begun[1] >= self._end or done >= self._most
+            self.length = done if over else int(min(max(self.length, done + 1), self._most))
         return self.length
 
     def __call__(self, done: int) -> int:

@@ -121,13 +121,17 @@ def run_step(fit: Fit, step: FitStep, pace: Pace, frames: int) -> list[Waypoint]
         folder_flag="--out",
     )
     waypoints: list[Waypoint] = []
+    fixed = jax.tree.map(jnp.copy, state.fixed)  # a checkpoint's own, not `step.state.fixed`
 
     def keep(state: TrainState) -> None:
-        params = jax.tree.map(jnp.copy, state.params)  # the next step reuses its buffers
-        module = nnx.merge(step.graphdef, params, step.state.fixed)
+        # A copy, since the next step reuses its buffers; waited for, since the clock is read.
+        params = jax.block_until_ready(jax.tree.map(jnp.copy, state.params))
+        module = nnx.merge(step.graphdef, params, fixed)
         waypoints.append(Waypoint(seconds=fit.clock.elapsed(), module=module))
 
     def replan(state: TrainState, done: int) -> int:
+        if pace.timed:
+            jax.block_until_ready(state)
         length = pace(done)
         if length > done and sum(mark * length <= done for mark in _MARKS) >= len(waypoints):
             keep(state)
@@ -157,10 +161,14 @@ def run_step(fit: Fit, step: FitStep, pace: Pace, frames: int) -> list[Waypoint]
 
 
 def find_identity(fit: Fit, prior: GaussianModel, codes: FrameCodes) -> list[Waypoint]:
-    """Step 1, as `run_step` gives it: modules are `IdentityFit`."""
+    """Step 1, as `run_step` gives it: modules are `IdentityFit`.
+
+    What an interrupted step 2 began from stays.
+    """
     settings, options = fit.settings, fit.settings.identity
     step = identity_step(IdentityFit(prior, codes), options, backend=settings.backend, seed=settings.seed)
-    pace = Pace(fit.clock, steps=options.steps, share=options.share, most=options.steps)
+    most = 0 if _steps_saved(fit.out, "finetune") else options.steps
+    pace = Pace(fit.clock, steps=options.steps, share=options.share, most=most)
     return run_step(fit, step, pace, options.frames)
 
 
@@ -206,8 +214,11 @@ def step_figures(fit: Fit, name: str) -> dict[str, float | None]:
 
 def seconds_used(out: pathlib.Path) -> float:
     """What the steps of an interrupted fit in `out` took, up to where they go on."""
-    last = {
-        path.name: max((int(found.name) for found in path.glob("[0-9]*")), default=0)
-        for path in out.glob("checkpoints/*")
-    }
-    return sum(row["seconds"] for row in read_metrics(out) if row["step"] <= last.get(row["stage"], 0))
+    saved = {name: _steps_saved(out, name) for name in _RATES}
+    return sum(row["seconds"] for row in read_metrics(out) if row["step"] <= saved[row["stage"]])
+
+
+def _steps_saved(out: pathlib.Path, name: str) -> int:
+    """How many steps of a part the last complete checkpoint holds."""
+    found = (out / "checkpoints" / name).glob("*")
+    return max((int(path.name) for path in found if path.name.isdecimal()), default=0)

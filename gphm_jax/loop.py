@@ -46,8 +46,8 @@ def run(
 ) -> TrainState:
     """Trains from the state's step n to `steps` by `step_of(n)`; a checkpoint is written only of a finite state.
 
-    Scalars are read back every `settings.every` steps and before each checkpoint, never in between. There
-    `replan(state, n)`, where given, says how many steps it shall be after all; `batches` must suffice for them.
+    Scalars are read back every `settings.every` steps and before each checkpoint, never in between. After each step
+    `replan(state, n)`, where given, says how many it shall be after all; `batches` must suffice for them.
     Raises `TrainingError` on a non-finite loss or gradient, and on a surface that vanished or outgrew its capacity.
     """
     done = int(state.step)
@@ -57,12 +57,12 @@ def run(
         for batch in batches:
             state, scalars = step_of(done)(state, batch, perceptual)
             done += 1
+            if replan is not None:
+                steps = max(done, replan(state, done))
             saves = done % settings.checkpoint_every == 0
             if saves or done == steps or done % settings.every == 0:
                 values = {name: float(value) for name, value in jax.device_get(scalars).items()}
                 check(values, observer, done)
-                if replan is not None:
-                    steps = max(done, replan(state, done))
                 bar.update(done, values, total=steps)
                 observer.log.scalars(observer.stage, done, values | {"seconds": time.perf_counter() - since})
                 since = time.perf_counter()
