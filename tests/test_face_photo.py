@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+from gphm_jax.capture import face_photo
 from gphm_jax.capture.face_photo import face_of
 from gphm_jax.capture.landmarks import open_landmarker
 from gphm_jax.errors import InputError
@@ -24,3 +25,10 @@ def test_a_photo_without_a_face_is_named(tmp_path):
     write_image(tmp_path / "wall.png", np.full((64, 64, 3), 120, np.uint8))
     with pytest.raises(InputError, match=r"wall\.png"):
         face_of(tmp_path / "wall.png")
+
+
+def test_a_face_turned_too_far_is_named(tmp_path, monkeypatch):
+    """Preparing writes no face image of a profile."""
+    monkeypatch.setattr(face_photo, "preprocess_all", lambda photo, out, settings: None)
+    with pytest.raises(InputError, match=r"the face in .*side\.png is turned too far"):
+        face_of(tmp_path / "side.png")

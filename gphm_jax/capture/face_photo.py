@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from gphm_jax.capture.preprocess import preprocess_all
 from gphm_jax.capture.settings import CaptureSettings
 from gphm_jax.data import images
+from gphm_jax.errors import InputError
 
 
 def face_of(photo: pathlib.Path) -> UInt8[np.ndarray, "s s 3"]:
@@ -18,5 +19,7 @@ def face_of(photo: pathlib.Path) -> UInt8[np.ndarray, "s s 3"]:
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "face"
         preprocess_all(photo, out, CaptureSettings(expression_images=0))
-        (face,) = out.glob("images/*/face_*")
-        return images.read_rgb(face)
+        faces = [*out.glob("images/*/face_*")]
+        if not faces:  # the head was found, and is turned too far
+            raise InputError(f"the face in {photo} is turned too far from the camera: give a photo from the front")
+        return images.read_rgb(faces[0])
