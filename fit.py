@@ -8,6 +8,7 @@ its person). Raw footage is prepared in DIR/footage first.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -57,10 +58,11 @@ _OUT = flags.DEFINE_string("out", None, "where the avatar and its figures go")
 _SECONDS = flags.DEFINE_float(
     "seconds",
     None,
-    "the best avatar in that time: from footage and head model in memory to the avatar on disk. Preparing raw footage, "
-    "compiling (once for each head model), figures, preview and report come on top",
+    "the best avatar in that time: from footage and head model in memory to the last step. Preparing raw footage, "
+    "compiling (once for each head model), writing the avatar, figures, preview and report come on top",
     lower_bound=0.0,
 )
+flags.register_validator("seconds", lambda seconds: seconds is None or math.isfinite(seconds), "it must be finite")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -33,6 +35,13 @@ class Clock:
     def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("/backend_compile_duration"):
             self.compiling += duration_secs
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Stands still all through this: tracing and lowering are compiling too."""
+        before = self.elapsed()
+        yield
+        self.compiling += self.elapsed() - before
 
     def elapsed(self) -> float:
         """Seconds of work so far."""

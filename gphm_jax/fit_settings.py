@@ -103,7 +103,7 @@ class ByImages:
     def row(self, images: int) -> tuple[str, Latitude]:
         """The name of the row for so many images, and the row."""
         rows = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return next(((name, row) for name, row in rows if images <= row.up_to), rows[-1])
+        return next(((name, row) for name, row in rows if images <= row.up_to or not row.up_to), rows[-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

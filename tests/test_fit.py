@@ -204,6 +204,8 @@ def test_the_more_images_the_more_may_change():
         assert set(fewer.moves) <= set(more.moves)
     assert rows[0].freedom < rows[-1].freedom and "expression" not in rows[1].moves and "refine" in rows[-1].moves
     assert table.row(table.three.up_to)[0] == "three" and table.row(table.three.up_to + 1)[0] == "ten"
+    endless = dataclasses.replace(table, ten=dataclasses.replace(table.ten, up_to=0))
+    assert [endless.row(count)[0] for count in counts] == ["one", "three", "ten", "ten", "ten"]
 
 
 def test_few_frames_are_those_of_the_most_different_views(tmp_path):

@@ -103,8 +103,12 @@ def test_the_clock_stands_still_while_programs_are_compiled(time):
         jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 4.0)
         time.seconds += 6.0
         assert clock.compiling == 4.0 and clock.elapsed() == 2.0 and clock.left() == 8.0
+        with clock.still():
+            time.seconds += 5.0
+            jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 3.0)
+        assert clock.compiling == 9.0 and clock.left() == 8.0
     jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 4.0)
-    assert clock.compiling == 4.0
+    assert clock.compiling == 9.0
 
 
 @pytest.mark.parametrize(
