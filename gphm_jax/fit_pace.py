@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -14,7 +12,7 @@ import jax
 class Clock:
     """The seconds that a fit has worked, over all interruptions, and those that it may.
 
-    It stands still while XLA compiles: that is needed once for each head model, and an avatar should not be the worse
+    It stands still while JAX compiles: that is needed once for each head model, and an avatar should not be the worse
     for being the first. To be used as a context.
     """
 
@@ -33,15 +31,8 @@ class Clock:
         jax.monitoring.unregister_event_duration_listener(self._hear)
 
     def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event.endswith("/backend_compile_duration"):
+        if event.startswith("/jax/core/compile/"):  # tracing, lowering and XLA; an inner function's is in its caller's
             self.compiling += duration_secs
-
-    @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        """Stands still all through this: tracing and lowering are compiling too."""
-        before = self.elapsed()
-        yield
-        self.compiling += self.elapsed() - before
 
     def elapsed(self) -> float:
         """Seconds of work so far."""

@@ -141,9 +141,11 @@ def run_step(fit: Fit, step: FitStep, pace: Pace, frames: int) -> list[Waypoint]
     keep(state)
     if pace.begin(done) > done:
         # Compiled here, and not by its first call, so that the pace is that of steps alone.
-        batch, advance = sampler.batch(done), jax.jit(step.advance, donate_argnums=0)
-        with fit.clock.still():
-            compiled = advance.lower(state, batch, fit.perceptual, steps=np.int32(pace.length)).compile()
+        compiled = (
+            jax.jit(step.advance, donate_argnums=0)
+            .lower(state, sampler.batch(done), fit.perceptual, steps=np.int32(pace.length))
+            .compile()
+        )
         state = loop.run(
             lambda _: functools.partial(compiled, steps=np.int32(pace.length)),
             state,
