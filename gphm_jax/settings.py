@@ -257,7 +257,7 @@ C = TypeVar("C", bound=Checked)
 def read_flag(cls: type[C], holder: Any) -> C:
     """The checked settings of a `--config` flag; a file that cannot be read is an `InputError`."""
     if holder.value is None:
-        raise InputError("no config: add --config=configs/NAME.py[:PRESET], for example configs/gaussian.py")
+        raise InputError("no config: add --config=configs/gaussian.py[:PRESET] to train, or configs/fit.py to fit")
     try:
         values = holder.value.to_dict()
     except OSError as error:
