@@ -149,4 +149,5 @@ def test_the_command(tmp_path):
         env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
+    assert "note: a formula's activations" in done.stdout
     assert "stage1: " in done.stdout and json.loads(out.read_text())["corpus"]["identities"]["value"] == 7
