@@ -60,7 +60,7 @@ def is_done(
     settings: FitSettings,
     prior: pathlib.Path,
     footage: pathlib.Path,
-    seconds: float | None,
+    seconds: float | None = None,
 ) -> bool:
     """Makes the folder of a fit, or finds it again; True when its figures are there already.
 

@@ -51,10 +51,6 @@ from gphm_kernels.dmtet import edge_interpolate
 
 BACKENDS = ("native", "callback", "triton", "xla")
 CASES = ("splat", "mesh", "tetrahedra", "mlp", "growth")
-_OUT = flags.DEFINE_string("out", None, "folder for the tables, the figures and the plot", required=True)
-_PEER = flags.DEFINE_string("peer", "", "folder of another C++ rasterizer: gs.py and its library")
-_CASES = flags.DEFINE_list("cases", list(CASES), f"which to run: {', '.join(CASES)}")
-_SECONDS = flags.DEFINE_float("seconds", 20.0, "time for the calls of one case, compilation aside", lower_bound=0.1)
 
 Contenders = Mapping[str, Callable[[], tuple[peers.Run, peers.Run | None]]]
 
@@ -295,13 +291,14 @@ def main(argv: Sequence[str]) -> None:
     """Runs the chosen cases and writes what they cost."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument '{argv[1]}'")
-    wrong = sorted(set(_CASES.value) - set(CASES))
+    given = flags.FLAGS
+    wrong = sorted(set(given.cases) - set(CASES))
     if wrong:
         raise app.UsageError(f"unknown case '{wrong[0]}': choose from {', '.join(CASES)}")
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for measured in _measure_cases(_CASES.value, _SECONDS.value, _PEER.value):
+    for measured in _measure_cases(given.cases, given.seconds, given.peer):
         rows += measured
         _write(rows, out)  # what is measured is not lost by what follows
     print(f"the figures are in {out}")
@@ -335,5 +332,14 @@ def _write(rows: Sequence[Row], out: pathlib.Path) -> None:
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def define_flags() -> None:
+    """Only when run as a program: two programs may share a flag's name."""
+    flags.DEFINE_string("out", None, "folder for the tables, the figures and the plot", required=True)
+    flags.DEFINE_string("peer", "", "folder of another C++ rasterizer: gs.py and its library")
+    flags.DEFINE_list("cases", list(CASES), f"which to run: {', '.join(CASES)}")
+    flags.DEFINE_float("seconds", 20.0, "time for the calls of one case, compilation aside", lower_bound=0.1)
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

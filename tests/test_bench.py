@@ -17,7 +17,7 @@ KERNELS = pathlib.Path(__file__).resolve().parents[1] / "kernels"
 @pytest.fixture(scope="module")
 def bench():
     sys.path.insert(0, str(KERNELS))
-    yield importlib.import_module("bench")  # once: its flags are defined for the whole process
+    yield importlib.import_module("bench")
     sys.path.remove(str(KERNELS))
 
 
