@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import math
 import os
 import pathlib
 import secrets
@@ -19,6 +17,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from gphm_jax.avatar_drawing import (
+    REST,
+    Drive,
+    Picture,
+    Structure,
+    draw_picture,
+    encode_images,
+    look_at,
+    move_splats,
+)
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec, empty_model
 from gphm_jax.data.images import fit_square
 from gphm_jax.errors import InputError
@@ -64,7 +72,7 @@ class Avatar:
         model = nnx.clone(model)  # the caller's own keeps its backend
         use_fused_points(model, backend)  # an avatar lives on one device
         graphdef, self._state = nnx.split(model)
-        self._structure = _Structure(graphdef)
+        self._structure = Structure(graphdef)
 
     @property
     def model(self) -> AvatarModel:
@@ -117,7 +125,7 @@ class Avatar:
         One compiled program for each size, `refine` and shape of the leading axes.
         """
         picture, drive = self._picture(size, refine), self._drive(expression, motion, pose)
-        return _draw(self._structure, picture, self._state, drive, self._seen(camera, size))
+        return draw_picture(self._structure, picture, self._state, drive, self._seen(camera, size))
 
     def splats(
         self,
@@ -127,7 +135,7 @@ class Avatar:
         motion: Float[Array | np.ndarray, "*b z"] | None = None,
     ) -> Splats:
         """The Gaussians that `draw` splats, with all their channels; `pose` and `motion` as there."""
-        return _move_splats(self._structure, self._state, self._drive(expression, motion, pose))
+        return move_splats(self._structure, self._state, self._drive(expression, motion, pose))
 
     def look(
         self,
@@ -138,20 +146,20 @@ class Avatar:
         refine: bool = True,
     ) -> Render:
         """What `draw` draws, of Gaussians that `splats` gave: many views of one moment move them once."""
-        return _look(
+        return look_at(
             self._structure, self._picture(size, refine), self._state, splats, self._seen(camera, size)
         )
 
-    def _drive(self, expression: Any, motion: Any | None, pose: Pose | None) -> _Drive:
-        return _Drive(
+    def _drive(self, expression: Any, motion: Any | None, pose: Pose | None) -> Drive:
+        return Drive(
             expression=expression,
             motion=self.habits.motion if motion is None else motion,
-            pose=_REST if pose is None else pose,
+            pose=REST if pose is None else pose,
         )
 
-    def _picture(self, size: tuple[int, int] | None, refine: bool) -> _Picture:
+    def _picture(self, size: tuple[int, int] | None, refine: bool) -> Picture:
         height, width = size or (self.spec.image_size,) * 2
-        return _Picture(height=height, width=width, refine=refine, backend=self.backend)
+        return Picture(height=height, width=width, refine=refine, backend=self.backend)
 
     def _seen(self, camera: Camera | None, size: tuple[int, int] | None) -> Camera:
         return self.orbit_camera(0.0, size=size) if camera is None else camera
@@ -239,111 +247,7 @@ class Avatar:
         )
 
     def _encode(self, expression: bool, images: Float[np.ndarray, "*b s s 3"]) -> Float[Array, "*b z"]:
-        return _encode_images(self._structure, expression, self._state, images)
-
-
-class _Structure:
-    """The static half of a model, as a key of compiled programs that is hashed once and not at every picture."""
-
-    def __init__(self, graphdef: Any):
-        self.graphdef = graphdef
-        self._hash = hash(graphdef)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Structure) and self.graphdef == other.graphdef)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """What a compiled program draws."""
-
-    height: int
-    width: int
-    refine: bool
-    backend: str
-
-
-@pytree
-class _Drive:
-    """What moves an avatar; pose and motion have the leading axes of the expression, or none."""
-
-    expression: Float[Array, "*b z"]
-    motion: Float[Array, "*#b z"]
-    pose: Pose
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        """The leading axes."""
-        return self.expression.shape[:-1]
-
-    def arguments(self) -> tuple[Array, Array, Pose]:
-        """Expression, motion and pose as the model takes them, with the leading axes as one of frames [1 f]."""
-        pose = Pose(
-            rotation=_frames(self.pose.rotation, self.batch, 1),
-            translation=_frames(self.pose.translation, self.batch, 1),
-            scale=_frames(self.pose.scale, self.batch, 0),
-        )
-        return _frames(self.expression, self.batch, 1), _frames(self.motion, self.batch, 1), pose
-
-
-_ZEROS: Any = np.zeros(3, np.float32)  # of NumPy: importing this module starts no backend
-_ONE: Any = np.ones((), np.float32)
-_REST = Pose(rotation=_ZEROS, translation=_ZEROS, scale=_ONE)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode_images(structure: _Structure, expression: bool, state: Any, images: Array) -> Array:
-    networks = nnx.merge(structure.graphdef, state).networks
-    return (networks.expression_encoder if expression else networks.motion_encoder)(images)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _draw(structure: _Structure, picture: _Picture, state: Any, drive: _Drive, camera: Camera) -> Render:
-    model = nnx.merge(structure.graphdef, state)
-    return _rendered(model, picture, model(*drive.arguments()), camera, drive.batch)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _look(structure: _Structure, picture: _Picture, state: Any, splats: Splats, camera: Camera) -> Render:
-    batch = splats.opacities.shape[:-1]
-    flat = jax.tree.map(lambda x: x.reshape(1, math.prod(batch), *x.shape[len(batch) :]), splats)
-    return _rendered(nnx.merge(structure.graphdef, state), picture, flat, camera, batch)
-
-
-def _rendered(
-    model: AvatarModel, picture: _Picture, splats: Splats, camera: Camera, batch: tuple[int, ...]
-) -> Render:
-    """The picture of splats [1 f], with the leading axes `batch`."""
-    cameras = Camera(
-        world_to_camera=_frames(camera.world_to_camera, batch, 2)[:, :, None],
-        intrinsics=_frames(camera.intrinsics, batch, 2)[:, :, None],
-    )
-    drawn = model.render(
-        splats,
-        cameras,
-        height=picture.height,
-        width=picture.width,
-        refine=picture.refine,
-        backend=picture.backend,
-    )
-    shown = Render(features=drawn.coarse, alpha=drawn.alpha, fine=drawn.fine)
-    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[3:]), shown)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _move_splats(structure: _Structure, state: Any, drive: _Drive) -> Splats:
-    splats = nnx.merge(structure.graphdef, state)(*drive.arguments())
-    return jax.tree.map(lambda x: x.reshape(*drive.batch, *x.shape[2:]), splats)
-
-
-def _frames(x: Any, batch: tuple[int, ...], rank: int) -> Array:
-    """An array whose last `rank` axes are its own, broadcast over the leading axes `batch`, as [1 f ...]."""
-    x = jnp.asarray(x, jnp.float32)
-    own = x.shape[x.ndim - rank :]
-    return jnp.broadcast_to(x, (*batch, *own)).reshape(1, math.prod(batch), *own)
+        return encode_images(self._structure, expression, self._state, images)
 
 
 def _resized(image: Any, size: int) -> Float[np.ndarray, "*b s s 3"]:

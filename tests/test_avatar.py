@@ -149,10 +149,10 @@ def test_a_performance_compiles_once(avatar, caplog):
     first = act(codes[0], cameras[0], pose)
     with jax.log_compiles():
         second = act(jnp.asarray(codes[1]), cameras[1], dataclasses.replace(pose, rotation=codes[0, :3]))
-    assert not [record for record in caplog.records if "_draw" in record.getMessage()]
+    assert not [record for record in caplog.records if "draw_picture" in record.getMessage()]
     with jax.log_compiles():
         avatar.render(codes[0], size=(24, 32))
-    assert [record for record in caplog.records if "_draw" in record.getMessage()]
+    assert [record for record in caplog.records if "draw_picture" in record.getMessage()]
     assert np.abs(first - second).max() > 1e-3
 
 
