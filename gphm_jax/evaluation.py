@@ -19,6 +19,7 @@ from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
 from gphm_jax.files import Picture, write_image
 from gphm_jax.perceptual import lpips
 from gphm_jax.provenance import Statement, save_image
+from gphm_jax.step import as_recorded
 from gphm_jax.types import Batch, Render
 
 RenderFunction = Callable[[Batch], Render]
@@ -61,14 +62,14 @@ def evaluate(
     rows: list[dict[str, np.ndarray]] = []
     pairs = evaluation_batches(pixels, held_out, references=training)
     for n, ((plan, batch), item) in enumerate(zip(progress(pairs, len(held_out)), held_out, strict=True)):
-        picture = render(batch)
+        picture = as_recorded(render(batch), batch)
         weights = {} if n % lpips_every else lpips_weights
         row = {k: np.asarray(v) for k, v in measure(picture, batch, weights).items()}
         if mean is not None:
             row |= _baseline_psnr(mean, pixels, views_of[item.frame.row], item, batch)
         wrong = _other_expression(plan, plans, pixels)
         if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
-            swapped = render(dataclasses.replace(batch, face_image=wrong))
+            swapped = as_recorded(render(dataclasses.replace(batch, face_image=wrong)), batch)
             seen = plan.frame.shows_face[list(plan.views)]
             row["psnr_face_right"] = row["psnr_face"][seen]
             row["psnr_face_wrong"] = np.asarray(measure(swapped, batch, {})["psnr_face"])[seen]

@@ -16,7 +16,7 @@ from gphm_jax import metrics, report
 from gphm_jax.avatar import Avatar
 from gphm_jax.avatar_model import AvatarModel, AvatarSpec
 from gphm_jax.curves import Chart
-from gphm_jax.data.layout import Frame, Selection, directions, view_intrinsics
+from gphm_jax.data.layout import Frame, Selection, directions, view_intrinsics, view_recorded
 from gphm_jax.data.sampler import evaluation_batches, spread
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage
@@ -24,6 +24,7 @@ from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FrameCodes
 from gphm_jax.habits import habits_of
 from gphm_jax.logs import image_grid, read_metrics
+from gphm_jax.losses import as_recorded
 from gphm_jax.perceptual import load_lpips, lpips
 from gphm_jax.provenance import COMPOSITE, Statement
 from gphm_jax.scores import ScoreRegressor
@@ -65,6 +66,15 @@ def _draw_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> R
     )
 
 
+def compared(
+    avatar: Avatar, codes: FrameCodes, footage: FitFootage, frame: Frame, view: int
+) -> tuple[Render, Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    """(the avatar's picture of a frame, the same as the truth beyond what was recorded; truth; mask)."""
+    truth, mask = _truth(footage, frame, view)
+    recorded = view_recorded(frame, view, avatar.spec.image_size)
+    return as_recorded(_draw_frame(avatar, codes, frame, view), truth, mask, recorded), truth, mask
+
+
 def _pose(frame: Frame) -> Pose:
     return Pose(
         rotation=jnp.asarray(frame.rotation),
@@ -90,8 +100,7 @@ def evaluate_fit(
     for side, items in sides.items():
         rows = []
         for item in progress(items, f"{side} frames"):
-            truth, mask = _truth(footage, item.frame, item.views[0])
-            picture = _draw_frame(avatar, codes, item.frame, item.views[0])
+            picture, truth, mask = compared(avatar, codes, footage, item.frame, item.views[0])
             coarse = metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), truth)
             rows.append(jax.device_get(measure(picture.fine, truth, mask, weights) | {"psnr_coarse": coarse}))
         if rows:
@@ -113,13 +122,10 @@ def progress(
     items = spread(footage.held_out or footage.training, _PROGRESS_FRAMES)
     rows = []
     for seconds, avatar in avatars:
-        values = [
-            metrics.psnr(
-                _draw_frame(avatar, codes, item.frame, item.views[0]).fine,
-                _truth(footage, item.frame, item.views[0])[0],
-            )
-            for item in items
-        ]
+        values = []
+        for item in items:
+            picture, truth, _ = compared(avatar, codes, footage, item.frame, item.views[0])
+            values.append(metrics.psnr(picture.fine, truth))
         rows.append({"seconds": seconds, "psnr": float(np.mean(values))})
     return rows
 
@@ -145,11 +151,10 @@ def _side_figures(
     for item in progress(spread(footage.aside, settings.evaluation.side_frames), "cameras aside"):
         angles = angles_aside(item)
         for view, angle in zip(item.views[1:], angles, strict=True):
-            truth, mask = _truth(footage, item.frame, view)
-            picture = render_frame(avatar, codes, item.frame, view)
+            picture, truth, mask = compared(avatar, codes, footage, item.frame, view)
             values = {
-                "psnr": float(metrics.psnr(picture, truth)),
-                "psnr_mask": float(metrics.psnr(picture, truth, mask)),
+                "psnr": float(metrics.psnr(picture.fine, truth)),
+                "psnr_mask": float(metrics.psnr(picture.fine, truth, mask)),
                 "mean_angle": float(angle),
             }
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)

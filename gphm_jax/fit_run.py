@@ -66,9 +66,11 @@ def is_done(
 
     Raises `InputError` as `workdir.claim` does.
     """
-    sources = {"prior": str(prior.resolve()), "input": str(footage.resolve())}
-    if seconds is not None:
-        sources["seconds"] = f"{seconds:g}"
+    sources = {
+        "prior": str(prior.resolve()),
+        "input": str(footage.resolve()),
+        "seconds": "" if seconds is None else f"{seconds:g}",
+    }
     return claim(out, settings, free=FREE, flag="--out", sources=sources)
 
 

@@ -28,7 +28,7 @@ from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.optim import adam
 from gphm_jax.render import render_splats
 from gphm_jax.state import TrainState
-from gphm_jax.step import StepContext, image_losses, make_step
+from gphm_jax.step import StepContext, as_recorded, image_losses, make_step
 from gphm_jax.types import Batch, Pose, Render, Splats, pytree
 
 # Variables of the points: their name, and the field of `Limits` that bounds them.
@@ -185,7 +185,7 @@ def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[S
 def visibility(
     fit: FinetuneFit, pixels: PixelSource, items: Sequence[Selection], *, backend: str
 ) -> Float[Array, "n"]:
-    """How many pixels each splat fills in a mean picture of the items: the sum of its blending weights.
+    """How many recorded pixels each splat fills in a mean picture of the items: the sum of its blending weights.
 
     The picture is linear in the features, so that the weights' sum is its derivative by one channel of them.
     """
@@ -196,15 +196,15 @@ def visibility(
         height, width = batch.image.shape[-3:-1]
 
         def total(features: Array) -> Array:
-            return jnp.sum(
-                render_splats(
-                    dataclasses.replace(splats, features=features),
-                    batch.camera,
-                    height=height,
-                    width=width,
-                    backend=backend,
-                )[0][..., 0]
+            painted, alpha = render_splats(
+                dataclasses.replace(splats, features=features),
+                batch.camera,
+                height=height,
+                width=width,
+                backend=backend,
             )
+            seen = as_recorded(Render(features=painted, alpha=alpha, fine=painted[..., :3]), batch)
+            return jnp.sum(seen.coarse[..., 0])
 
         return jax.grad(total)(splats.features)[0, 0, :, 0]
 
@@ -288,7 +288,7 @@ def _picture_losses(
     model: Fittable, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
 ) -> dict[str, jax.Array]:
     """The photometric and perceptual terms, and alpha against the mask."""
-    render = model.picture(batch, context.backend)
+    render = as_recorded(model.picture(batch, context.backend), batch)
     terms = image_losses(render, batch, perceptual, key, context.weights)
     if _weights(context).alpha:
         terms["alpha"] = jnp.mean(jnp.abs(render.alpha - batch.mask), axis=(-2, -1))

@@ -42,13 +42,14 @@ def visual_hull(batches: Iterable[Batch], grid: Float[np.ndarray, "x y z 3"]) ->
 
 
 def _look(world: np.ndarray, batch: Batch, index: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Which points a camera sees within its picture, and which of them fall on the mask."""
+    """Which points a camera sees within what it recorded, and which of them fall on the mask."""
     matrix = np.asarray(batch.camera.world_to_camera[index], np.float64)
     local = world @ matrix[:3, :3].T + matrix[:3, 3]
     pixels = local @ np.asarray(batch.camera.intrinsics[index], np.float64).T
     depth = np.maximum(pixels[:, 2], 1e-6)
     mask = np.asarray(batch.mask[index])
     x, y = (pixels[:, :2] / depth[:, None]).T
-    visible = (pixels[:, 2] > 1e-3) & (x >= 0) & (x < mask.shape[1]) & (y >= 0) & (y < mask.shape[0])
+    left, top, right, bottom = np.asarray(batch.recorded[index])
+    visible = (pixels[:, 2] > 1e-3) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
     column, row = (np.clip(c, 0, n - 1).astype(int) for c, n in ((x, mask.shape[1]), (y, mask.shape[0])))
     return visible, mask[row, column] > 0.5

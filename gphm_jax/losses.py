@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gphm_jax.errors import InputError
 from gphm_jax.geometry import axis_angle_to_matrix, to_pixels
-from gphm_jax.types import Camera, Pose
+from gphm_jax.types import Camera, Pose, Render
 
 # The person's right and left eye among the 68 landmarks of iBUG 300-W, and among the 66 of Multiview-3DMM-Fitting,
 # which leaves out mouth corners alone (48 and 54).
@@ -111,6 +112,30 @@ def face_weight(
     to_eye = center - jnp.mean(landmarks, axis=-2)
     facing = jnp.sum(forward * to_eye, axis=-1) > 0.2 * jnp.linalg.norm(to_eye, axis=-1)  # within 78 degrees
     return jnp.where(facing[..., None, None], weight, 1.0)
+
+
+def as_recorded(
+    render: Render,
+    image: Float[Array | np.ndarray, "*b h w 3"],
+    mask: Float[Array | np.ndarray, "*b h w"],
+    recorded: Float[Array | np.ndarray, "*b 4"],
+) -> Render:
+    """A picture where the camera recorded, and beyond that box the truth itself: no comparison sees a difference there.
+
+    The box is (left, top, right, bottom) in pixels; a pixel is recorded as a whole or not at all. Of the features the
+    coarse colour is left.
+    """
+    height, width = mask.shape[-2:]
+    left, top, right, bottom = (recorded[..., side, None] for side in range(4))
+    lead = (1,) * (mask.ndim - 2)
+    x, y = jnp.arange(width).reshape(*lead, width), jnp.arange(height).reshape(*lead, height)
+    columns, rows = (x >= left) & (x + 1 <= right), (y >= top) & (y + 1 <= bottom)
+    seen = rows[..., :, None] & columns[..., None, :]
+    return Render(
+        features=jnp.where(seen[..., None], render.coarse, image),
+        alpha=jnp.where(seen, render.alpha, mask),
+        fine=jnp.where(seen[..., None], render.fine, image),
+    )
 
 
 def _around(

@@ -189,6 +189,7 @@ def batch_shapes(options: StageSettings, settings: Settings, identities: int) ->
         camera=Camera(world_to_camera=shape(*lead, 4, 4), intrinsics=shape(*lead, 3, 3)),
         image=shape(*lead, data.image_size, data.image_size, 3),
         mask=shape(*lead, data.image_size, data.image_size),
+        recorded=shape(*lead, 4),
         pose=Pose(rotation=shape(*lead[:2], 3), translation=shape(*lead[:2], 3), scale=shape(*lead[:2])),
         landmarks=shape(*lead[:2], LANDMARKS, 3),
         face_image=shape(*lead[:2], data.face_size, data.face_size, 3),

@@ -92,7 +92,7 @@ def guide_losses(
 ) -> dict[str, jax.Array]:
     """The terms of stage 1, per image or per frame; `surface_*` are for the log and the loop's checks."""
     render, output = render_guide(model, batch, context)
-    terms = image_losses(render, batch, perceptual, key, context.weights)
+    terms = image_losses(as_recorded(render, batch), batch, perceptual, key, context.weights)
     terms["landmarks"] = losses.landmark_distance(
         output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
     )
@@ -109,12 +109,17 @@ def gaussian_losses(
 ) -> dict[str, jax.Array]:
     """The terms of stage 2, per image or per frame."""
     render, output = render_gaussians(model, batch, context)
-    terms = image_losses(render, batch, perceptual, key, context.weights)
+    terms = image_losses(as_recorded(render, batch), batch, perceptual, key, context.weights)
     terms["landmarks"] = losses.landmark_distance(
         output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
     )
     terms["displacement"] = output.displacement
     return terms
+
+
+def as_recorded(render: Render, batch: Batch) -> Render:
+    """`losses.as_recorded` with a batch's truth."""
+    return losses.as_recorded(render, batch.image, batch.mask, batch.recorded)
 
 
 def image_losses(
@@ -176,7 +181,13 @@ def downscaled(batch: Batch, factor: int) -> Batch:
     # Pixel centres lie at +0.5, so that a smaller picture's focal lengths and centre are exact fractions.
     intrinsics = jnp.asarray(batch.camera.intrinsics).at[..., :2, :].divide(factor)
     camera = dataclasses.replace(batch.camera, intrinsics=intrinsics)
-    return dataclasses.replace(batch, image=pool(batch.image), mask=pool(batch.mask), camera=camera)
+    return dataclasses.replace(
+        batch,
+        image=pool(batch.image),
+        mask=pool(batch.mask),
+        recorded=batch.recorded / factor,
+        camera=camera,
+    )
 
 
 def make_step(

@@ -56,6 +56,7 @@ class Batch:
     camera: Camera  # [i f v]
     image: Float[Array, "i f v h w 3"]
     mask: Float[Array, "i f v h w"]
+    recorded: Float[Array, "i f v 4"]  # left, top, right, bottom in pixels: beyond, the pictures are padding
     pose: Pose  # [i f], as tracked
     landmarks: Float[Array, "i f k 3"]  # world space
     face_image: Float[Array, "i f s s 3"]  # input of E_exp: any face image with this frame's expression

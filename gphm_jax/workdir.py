@@ -55,8 +55,9 @@ def claim(
 
     `settings` is a dataclass, `free` the dotted keys that may differ, `flag` the one that names the folder, and
     `sources` the values of further flags that must stay. A folder without figures and checkpoints has nothing to
-    lose: its config is replaced. That of a finished run stays as it is. Raises `InputError` when the folder cannot
-    be read or written, or belongs to a run with other settings.
+    lose: its config is replaced. That of a finished run stays as it is, and settings that only one of it and this
+    version know do not matter to it. Raises `InputError` when the folder cannot be read or written, or belongs to a
+    run with other settings.
     """
     sources = sources or {}
     config = path / "config.json"
@@ -66,7 +67,7 @@ def claim(
         # Orbax names a complete checkpoint by its step alone.
         started = finished or any(found.name.isdigit() for found in path.glob("checkpoints/*/*"))
         if started and config.exists():
-            key = _difference(_read(config, flag), wanted, free)
+            key = _difference(_read(config, flag), wanted, free, shared_only=finished)
             if key is not None:
                 name = f"--{key}" if key in sources else f"config.{key}"
                 raise InputError(
@@ -92,14 +93,18 @@ def _read(config: pathlib.Path, flag: str) -> dict[str, Any]:
     return found
 
 
-def _difference(found: Any, wanted: Any, free: Sequence[str], key: str = "") -> str | None:
-    """The first dotted key in which two configs differ, those in `free` and below them aside."""
+def _difference(
+    found: Any, wanted: Any, free: Sequence[str], key: str = "", *, shared_only: bool
+) -> str | None:
+    """The first dotted key in which two configs differ, those in `free` and below them aside; with `shared_only` also
+    those that one of the two lacks."""
     if key in free:
         return None
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return None if found == wanted else key
-    for name in sorted(found.keys() | wanted.keys()):
-        inner = _difference(found.get(name), wanted.get(name), free, f"{key}.{name}" if key else name)
+    for name in sorted(found.keys() & wanted.keys() if shared_only else found.keys() | wanted.keys()):
+        at = f"{key}.{name}" if key else name
+        inner = _difference(found.get(name), wanted.get(name), free, at, shared_only=shared_only)
         if inner is not None:
             return inner
     return None

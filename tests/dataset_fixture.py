@@ -62,7 +62,9 @@ def write_frame(
     ).astype(np.uint8)
     for view in views:
         extrinsic, intrinsic = camera(YAWS[view], size)
-        np.savez(cameras / f"camera_{view}.npz", extrinsic=extrinsic, intrinsic=intrinsic)
+        # One view says that its last two rows and its first column are padding.
+        recorded = {"recorded": np.array([1, 0, size[1], size[0] - 2])} if view == "2" else {}
+        np.savez(cameras / f"camera_{view}.npz", extrinsic=extrinsic, intrinsic=intrinsic, **recorded)
         image, mask = ball(
             extrinsic, intrinsic, pose, scale, landmarks, color, size, shows_face=YAWS[view] < 2.0
         )

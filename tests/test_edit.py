@@ -11,6 +11,7 @@ from absl import flags, logging
 from PIL import Image
 from test_heads import heads, workdir  # noqa: F401  # fixtures
 
+from gphm_jax.capture.face_photo import Face, FaceReader
 from gphm_jax.errors import InputError
 from gphm_jax.files import write_image
 from gphm_jax.provenance import COMPOSITE, RENDERED, read_marks
@@ -84,11 +85,16 @@ def test_faces_and_other_avatars_lend_their_expressions(run, avatar_dir, heads, 
 def test_a_photo_goes_through_face_detection(run, avatar_dir, heads, tmp_path, monkeypatch):  # noqa: F811
     face = np.full((32, 32, 3), 90, np.uint8)
     seen = []
-    monkeypatch.setattr(tool, "face_of", lambda path: seen.append(path) or face)
+
+    def read(self, content, name, size):
+        seen.append((content, name, size))
+        return Face(image=face, scores={})
+
+    monkeypatch.setattr(FaceReader, "read", read)
     write_image(tmp_path / "photo.jpg", np.zeros((64, 64, 3), np.uint8))
     run(f"--avatar={avatar_dir}", f"--image={tmp_path / 'photo.jpg'}", f"--out={tmp_path / 'one.png'}")
-    assert seen == [tmp_path / "photo.jpg"]
-    avatar = heads.avatar(heads.codes[0])
+    avatar, photo = heads.avatar(heads.codes[0]), tmp_path / "photo.jpg"
+    assert seen == [(photo.read_bytes(), str(photo), avatar.spec.face_size)]
     np.testing.assert_allclose(
         pixels(tmp_path / "one.png"), 255 * np.asarray(avatar.render(avatar.encode(face))[0]), atol=0.51
     )

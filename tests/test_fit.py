@@ -198,7 +198,7 @@ def test_a_person_is_to_be_chosen(tmp_path):
 def test_the_more_images_the_more_may_change():
     table = from_mapping(FitSettings, get_config("small").to_dict()).by_images
     counts = (1, 3, 10, 100, 1000)
-    assert [table.row(count)[0] for count in counts] == ["one", "three", "ten", "hundred", "video"]
+    assert [table.row(count)[0] for count in counts] == ["one", "three", "ten", "many", "many"]
     rows = [table.row(count)[1] for count in counts]
     for fewer, more in itertools.pairwise(rows):
         assert fewer.length <= more.length and fewer.freedom <= more.freedom

@@ -147,6 +147,15 @@ def test_poses_and_cameras_are_those_on_disk(root):
     np.testing.assert_allclose(intrinsics, [[28.8, 0, 8.15], [0, 28.8, 7.9], [0, 0, 1]], rtol=1e-6)
 
 
+def test_what_was_recorded_is_what_the_camera_says_within_the_picture(tmp_path):
+    dataset = layout.open_dataset(write_dataset(tmp_path / "data", identities=1, frames=2, size=(40, 64)))
+    frame = dataset.frames[1]
+    np.testing.assert_array_equal(frame.recorded, [[0, 0, 64, 40], [1, 0, 64, 38], [0, 0, 64, 40]])
+    # Padded by 12 rows above and below, then shrunk to half.
+    np.testing.assert_array_equal(layout.view_recorded(frame, 0, 32), [0, 6, 32, 26])
+    np.testing.assert_array_equal(layout.view_recorded(frame, 1, 32), [0.5, 6, 32, 25])
+
+
 def test_a_home_folder_may_be_written_as_a_tilde(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     assert layout.open_dataset("~/data").identities == ("000", "001")
@@ -210,6 +219,7 @@ FAULTS = {
     "camera shape": (lambda root: save_camera(root, extrinsic=np.eye(3)), CAMERA, "expected (3, 4)"),
     "camera scaled": (lambda root: save_camera(root, extrinsic=2 * np.eye(4)[:3]), CAMERA, "no rotation"),
     "camera key": (lambda root: save_camera(root, intrinsic=None), CAMERA, "no array 'intrinsic'"),
+    "camera box": (lambda root: save_camera(root, recorded=np.array([0, 8, 9, 8])), CAMERA, "recorded is [0, 8"),
     "camera garbage": (
         lambda root: (root / CAMERA).write_bytes(b"PK\x03\x04 nonsense"),
         CAMERA,

@@ -90,6 +90,7 @@ def test_the_index_is_the_plain_dataset(plain, out):
         for name in (
             "world_to_camera",
             "intrinsics",
+            "recorded",
             "rotation",
             "translation",
             "landmarks",
@@ -257,7 +258,7 @@ def edit_manifest(root: pathlib.Path, **changes) -> None:
         (lambda root: cut(root / packed.INDEX), "index.npz is damaged"),
         (lambda root: (root / packed.INDEX).unlink(), "missing index .*index.npz"),
         (lambda root: cut(root / packed.MANIFEST), "cannot read .*packed.json"),
-        (lambda root: edit_manifest(root, version=2), "packed.json is of version 2 and this program reads 1"),
+        (lambda root: edit_manifest(root, version=1), "packed.json is of version 1 and this program reads 2"),
         (lambda root: edit_manifest(root, shards=None), "packed.json has no valid 'shards'"),
         (lambda root: edit_manifest(root, shards=[{"name": "x"}]), "packed.json has no valid 'shards'"),
     ],

@@ -18,13 +18,14 @@ from prior_fixture import make_prior, toy_spec
 
 from gphm_jax.avatar import Avatar, Habits
 from gphm_jax.avatar_model import bake
+from gphm_jax.capture.face_photo import Face, FaceReader
 from gphm_jax.errors import InputError
 from gphm_jax.export.coarse import CoarseStatement
 from gphm_jax.provenance import RENDERED, read_marks
-from gphm_jax.types import Camera
+from gphm_jax.types import Camera, Pose
 from gphm_jax.viewer import frames, sliders
 from gphm_jax.viewer.exhibit import Exhibit, People
-from gphm_jax.viewer.faces import Face, FaceReader
+from gphm_jax.viewer.playback import Clip
 
 viser = pytest.importorskip("viser")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -91,6 +92,12 @@ def address():
         start=frames.start(CAMERA, spec.image_size),
         statement=lambda avatar: CoarseStatement(cost="nothing", cost_db=0.0),
         scored=True,
+        clip=Clip(
+            expression=np.stack([np.asarray(code) * w for w in np.linspace(1, -3, 20)]),
+            motion=np.tile(code, (20, 1)),
+            pose=Pose(rotation=np.zeros((20, 3)), translation=np.zeros((20, 3)), scale=np.ones(20)),
+            fps=5.0,
+        ),
         faces=AnyPicture(),
     )
     opened = open_somewhere(shown.name, shown.start)
@@ -173,6 +180,18 @@ def test_dragging_turns_the_head_and_a_button_turns_it_back(page):
     until(page, differs(before))
     at_rest(page)
     page.get_by_role("button", name="From the front").click()
+    until(page, like(before))
+
+
+def test_a_clip_plays_and_its_slider_follows(page):
+    before = at_rest(page)
+    frame = page.get_by_label("Frame").get_by_role("slider").or_(page.get_by_role("slider").nth(1))
+    page.get_by_role("button", name="Play").click()
+    until(page, differs(before))
+    playwright.expect(frame).not_to_have_attribute("aria-valuenow", "0", timeout=1000 * PATIENCE)
+    page.get_by_role("button", name="Pause").click()
+    at_rest(page)
+    page.get_by_role("button", name="Back to the sliders").click()
     until(page, like(before))
 
 

@@ -1,9 +1,11 @@
 """The viewer without a browser: what is drawn for a canvas, what sliders do, and that the last change wins."""
 
 import math
+import os
 import pathlib
 import socket
 import threading
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -520,3 +522,26 @@ def test_sliders_change_what_a_clip_does(avatar):
     np.testing.assert_allclose(drawing.head()[1].expression, 2 + np.eye(8)[0])
     playback.stop()
     np.testing.assert_allclose(drawing.head()[1].expression, 7 + np.eye(8)[0])
+
+
+def test_footage_that_was_not_played_for_long_is_forgotten(tmp_path, avatar, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def open_driver(path, work, settings, fps):
+        work.mkdir(parents=True, exist_ok=True)
+        return types.SimpleNamespace(fps=5.0)
+
+    monkeypatch.setattr(clips, "open_driver", open_driver)
+    code = np.zeros((1, 4), np.float32)
+    still = Pose(rotation=jnp.zeros((1, 3)), translation=jnp.zeros((1, 3)), scale=jnp.ones(1))
+    monkeypatch.setattr(clips, "perform", lambda *_: types.SimpleNamespace(expression=code, motion=code))
+    monkeypatch.setattr(clips, "about_their_mean", lambda _: still)
+    films = [tmp_path / f"{n}.mp4" for n in range(10)]
+    for film in films:
+        film.touch()
+        clips.read_clip(film, avatar)
+        for age, folder in enumerate(sorted((tmp_path / "gphm_jax" / "footage").iterdir(), key=os.path.getmtime)):
+            os.utime(folder, (age, age))  # clocks of file systems are coarse
+    kept = {folder.name for folder in (tmp_path / "gphm_jax" / "footage").iterdir()}
+    settings = clips.CaptureSettings(size=avatar.spec.image_size, expression_images=0)
+    assert kept == {clips._prepared(film, settings).name for film in films[2:]}

@@ -80,6 +80,20 @@ def test_a_finished_run_stays_as_it_is(path):
         Workdir.open(path, OTHER)
 
 
+def test_a_setting_that_another_version_does_not_know_matters_only_to_what_is_not_finished(path):
+    opened = Workdir.open(path, SETTINGS)
+    found = json.loads((path / "config.json").read_text())
+    del found["stage1"]["steps"]
+    (path / "config.json").write_text(json.dumps(found | {"given_up": 1}))
+    save_checkpoint(path)
+    with pytest.raises(InputError, match="another config.given_up"):
+        Workdir.open(path, SETTINGS)
+    opened.finish({"psnr": 1.0})
+    Workdir.open(path, SETTINGS)
+    with pytest.raises(InputError, match="another config.seed"):
+        Workdir.open(path, OTHER)
+
+
 def test_a_fit_belongs_to_its_prior_and_input(tmp_path):
     settings = from_mapping(FitSettings, fit_config("tiny").to_dict())
     out, prior, footage = tmp_path / "out", tmp_path / "prior", tmp_path / "footage"
@@ -91,8 +105,12 @@ def test_a_fit_belongs_to_its_prior_and_input(tmp_path):
         fit_run.is_done(out, dataclasses.replace(settings, seed=1), prior, footage)
     with pytest.raises(InputError, match="another --prior"):
         fit_run.is_done(out, settings, tmp_path / "other", footage)
+    with pytest.raises(InputError, match="another --seconds"):
+        fit_run.is_done(out, settings, prior, footage, 60.0)
     (out / "metrics.json").write_text("{}")
     assert fit_run.is_done(out, settings, prior, footage)
+    with pytest.raises(InputError, match="another --seconds"):
+        fit_run.is_done(out, settings, prior, footage, 60.0)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def batch(*, identities: int = 2, frames: int = 2, views: int = 1, size: int = 1
             ),
             image=draw(*lead, size, size, 3),
             mask=(draw(*lead, size, size) > 0.5).astype(np.float32),
+            recorded=np.broadcast_to(np.float32([0, 0, size, size]), (*lead, 4)).copy(),
             pose=Pose(
                 rotation=0.2 * draw(identities, frames, 3),
                 translation=0.1 * draw(identities, frames, 3),

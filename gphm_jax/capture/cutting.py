@@ -59,8 +59,8 @@ def write_frames(
                     f"{recording.source} changed while it was read: frame {name} has lost a view; run again"
                 )
             with frame_writer.new_frame(out, name) as folder:
-                for view, (image, mask) in cut.items():
-                    _write_view(folder, view, image, mask, frame, squares[name, view])
+                for view, (image, mask, recorded) in cut.items():
+                    _write_view(folder, view, image, mask, recorded, frame, squares[name, view])
                 frame_writer.write_params(
                     folder,
                     rotation=frame.rotation,
@@ -84,18 +84,19 @@ def write_frames(
 
 def _cut(
     picture: Picture, square: Square, frame: TrackedFrame, size: int, matter: Matter
-) -> tuple[np.ndarray, np.ndarray]:
-    """A picture's square and the person's coverage in it."""
-    image = square.crop(picture.image, size)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A picture's square, the person's coverage in it, and what of it was recorded if not all."""
+    image, recorded = square.crop(picture.image, size), square.recorded(picture.image.shape[:2], size)
     inside = square.crop_mask(np.full(picture.image.shape[:2], 255, np.uint8), size)
     if picture.mask is not None:
-        return image, square.crop_mask(picture.mask, size)
+        return image, square.crop_mask(picture.mask, size), recorded
     view = frame.views[picture.view]
     pixels = images.project(frame.landmarks, _four(view.world_to_camera), view.intrinsics)
     points = square.points(pixels, size)
     low, high = points.min(0), points.max(0)
     mask = np.minimum(matter.matte(image, picture.view), inside)
-    return image, of_person(mask, (float(low[0]), float(low[1]), float(high[0]), float(high[1])))
+    person = of_person(mask, (float(low[0]), float(low[1]), float(high[0]), float(high[1])))
+    return image, person, recorded
 
 
 def _write_view(
@@ -103,12 +104,13 @@ def _write_view(
     view: str,
     image: UInt8[np.ndarray, "s s 3"],
     mask: UInt8[np.ndarray, "s s"],
+    recorded: Float[np.ndarray, "4"] | None,
     frame: TrackedFrame,
     square: Square,
 ) -> None:
     seen, size = frame.views[view], image.shape[0]
     intrinsics = square.intrinsics(seen.intrinsics, size)
-    frame_writer.write_view(folder, view, image, mask, seen.world_to_camera, intrinsics)
+    frame_writer.write_view(folder, view, image, mask, seen.world_to_camera, intrinsics, recorded)
     centre = -seen.world_to_camera[:, :3].T @ seen.world_to_camera[:, 3]
     if seen.points is not None and frame_writer.shows_face(frame.rotation, frame.landmarks, centre):
         box = frame_writer.face_box(frame.landmarks, seen.world_to_camera, intrinsics)

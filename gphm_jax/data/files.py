@@ -95,8 +95,14 @@ def read_metadata(root: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_camera(path: Path) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "3 3"]]:
-    """(world_to_camera, intrinsics) of one view."""
+def read_camera(
+    path: Path, size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "3 3"], Float[np.ndarray, "4"]]:
+    """(world_to_camera, intrinsics, recorded) of one view, whose picture has (height, width) = `size`.
+
+    `recorded` is the box (left, top, right, bottom) of what the camera saw: all of the picture, unless the file says
+    that the rest is padding.
+    """
     if not path.exists():
         raise InputError(f"missing camera {path}: write it, or remove the view's images")
     arrays = read_npz(path, ("extrinsic", "intrinsic"))
@@ -119,7 +125,13 @@ def read_camera(path: Path) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray,
         )
     matrix = np.eye(4, dtype=np.float32)
     matrix[:3] = extrinsic[:3]
-    return matrix, intrinsic.astype(np.float32)
+    whole = np.array([0, 0, size[1], size[0]], np.float32)
+    recorded = arrays.get("recorded", whole)
+    if recorded.shape != (4,) or not (recorded[:2] < recorded[2:]).all():
+        raise InputError(
+            f"{path}: recorded is {recorded.tolist()}: write (left, top, right, bottom) of what the camera saw"
+        )
+    return matrix, intrinsic.astype(np.float32), np.clip(recorded.astype(np.float32), 0, whole[[2, 3, 2, 3]])
 
 
 def read_pose(path: Path) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], float]:

@@ -58,14 +58,17 @@ def write_view(
     mask: UInt8[np.ndarray, "h w"],
     world_to_camera: Float[np.ndarray, "3 4"],
     intrinsics: Float[np.ndarray, "3 3"],
+    recorded: Float[np.ndarray, "4"] | None = None,
 ) -> None:
-    """A picture over white, its coverage and its camera."""
+    """A picture over white, its coverage and its camera; `recorded` (left, top, right, bottom in pixels) where the
+    rest is padding."""
     write_jpeg(folder / "images" / f"image_{view}.jpg", image)
     write_mask(folder / "images" / f"mask_{view}.png", mask)
     np.savez(
         folder / "cameras" / f"camera_{view}.npz",
         extrinsic=world_to_camera.astype(np.float32),
         intrinsic=intrinsics.astype(np.float32),
+        **({} if recorded is None else {"recorded": recorded.astype(np.float32)}),
     )
 
 

@@ -137,6 +137,15 @@ def fit_intrinsics(
     return (change @ intrinsics.astype(np.float64)).astype(np.float32)
 
 
+def fit_box(
+    box: Float[np.ndarray, "4"], source: tuple[int, int], size: int
+) -> Float[np.ndarray, "4"]:
+    """Where the picture that `fit_square` makes of one with (height, width) = `source` has that one's box (left, top,
+    right, bottom)."""
+    top, left, side = _padding(source)
+    return ((box + np.array([left, top, left, top])) * (size / side)).astype(np.float32)
+
+
 def _padding(source: tuple[int, int]) -> tuple[int, int, int]:
     """(top, left, side) of the centred square around an image of (height, width)."""
     side = max(source)

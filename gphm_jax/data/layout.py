@@ -3,7 +3,8 @@
     DATASET/dataset.json                                 optional
     DATASET/<identity>/images/<frame>/image_<view>.{jpg,png,webp}, mask_<view>
                                       face_<view>, nonface_<view>: optional; visible_<view> is not read
-    DATASET/<identity>/cameras/<frame>/camera_<view>.npz   extrinsic 3x4 world to camera, intrinsic 3x3 pixels
+    DATASET/<identity>/cameras/<frame>/camera_<view>.npz   extrinsic 3x4 world to camera, intrinsic 3x3 pixels;
+                                      recorded (left, top, right, bottom): optional, where the rest is padding
     DATASET/<identity>/params/<frame>/params.npz, lmk_3d.npy
     DATASET/<identity>/expressions/<frame>/<n>.jpg       other identities with this frame's expression
 
@@ -48,6 +49,7 @@ class Frame:
     views: tuple[View, ...]
     world_to_camera: Float[np.ndarray, "v 4 4"]
     intrinsics: Float[np.ndarray, "v 3 3"]  # of the image as stored
+    recorded: Float[np.ndarray, "v 4"]  # left, top, right, bottom in that image: beyond it is padding
     rotation: Float[np.ndarray, "3"]
     translation: Float[np.ndarray, "3"]
     scale: float
@@ -217,6 +219,11 @@ def view_intrinsics(frame: Frame, view: int, size: int) -> Float[np.ndarray, "3 
     return images.fit_intrinsics(frame.intrinsics[view], frame.views[view].size, size)
 
 
+def view_recorded(frame: Frame, view: int, size: int) -> Float[np.ndarray, "4"]:
+    """The recorded box of a view resized to a square of `size` pixels, as `load_view` resizes it."""
+    return images.fit_box(frame.recorded[view], frame.views[view].size, size)
+
+
 def load_view(
     dataset: Dataset, frame: Frame, view: int, *, size: int
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
@@ -305,8 +312,10 @@ def _identity_folders(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
 def _read_frame(row: int, job: tuple[int, Path, str]) -> Frame:
     identity_row, folder, name = job
     views = files.read_views(folder / "images" / name)
-    cameras = [files.read_camera(folder / "cameras" / name / f"camera_{view.name}.npz") for view in views]
-    world_to_camera = np.stack([extrinsic for extrinsic, _ in cameras])
+    cameras = [
+        files.read_camera(folder / "cameras" / name / f"camera_{view.name}.npz", view.size) for view in views
+    ]
+    world_to_camera = np.stack([extrinsic for extrinsic, _, _ in cameras])
     rotation, translation, scale = files.read_pose(folder / "params" / name / "params.npz")
     facing = _facing(world_to_camera, rotation, translation)
     return Frame(
@@ -316,7 +325,8 @@ def _read_frame(row: int, job: tuple[int, Path, str]) -> Frame:
         name=name,
         views=views,
         world_to_camera=world_to_camera,
-        intrinsics=np.stack([intrinsic for _, intrinsic in cameras]),
+        intrinsics=np.stack([intrinsic for _, intrinsic, _ in cameras]),
+        recorded=np.stack([recorded for _, _, recorded in cameras]),
         rotation=rotation,
         translation=translation,
         scale=scale,

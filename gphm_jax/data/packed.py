@@ -33,7 +33,7 @@ from gphm_jax.data.files import View
 from gphm_jax.data.layout import Dataset, Frame
 from gphm_jax.errors import InputError
 
-VERSION = 1
+VERSION = 2
 MANIFEST, INDEX = "packed.json", "index.npz"
 FILE, FAST, PIXELS = range(3)
 _PIXELS_HEADER = struct.Struct("<HHH")
@@ -48,7 +48,8 @@ _SHARD_KEYS = {"name", "records", "bytes"}
 _AGAIN = "copy it again, or pack the dataset again"
 INDEX_ARRAYS = (
     "identities", "frame_identity", "frame_name", "rotation", "translation", "scale", "landmarks", "params",
-    "view_counts", "view_name", "view_size", "world_to_camera", "intrinsics", "facing", "shows_face",
+    "view_counts", "view_name", "view_size", "world_to_camera", "intrinsics", "recorded", "facing",
+    "shows_face",
     "image", "mask", "face", "face_small", "nonface", "nonface_small",
     "synthesized_counts", "synthesized", "synthesized_small", "encodings",
 )  # fmt: skip
@@ -242,6 +243,7 @@ def _frames(
                 views=tuple(views[first:last]),
                 world_to_camera=index["world_to_camera"][first:last],
                 intrinsics=index["intrinsics"][first:last],
+                recorded=index["recorded"][first:last],
                 rotation=index["rotation"][row],
                 translation=index["translation"][row],
                 scale=float(index["scale"][row]),

@@ -249,6 +249,7 @@ def _index(dataset: Dataset, sizes: Sizes) -> dict[str, Any]:
         "view_size": np.array([view.size for view in views], np.int32),
         "world_to_camera": np.concatenate([frame.world_to_camera for frame in frames]),
         "intrinsics": np.concatenate([frame.intrinsics for frame in frames]),
+        "recorded": np.concatenate([frame.recorded for frame in frames]),
         "facing": np.concatenate([frame.facing for frame in frames]),
         "shows_face": np.concatenate([frame.shows_face for frame in frames]),
         "synthesized_counts": np.array([len(frame.synthesized) for frame in frames], np.int32),

@@ -12,6 +12,7 @@ is the paper's figure 5: two sampled people under five expressions of training f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from gphm_jax import editing, runtime
 from gphm_jax.avatar import Avatar
-from gphm_jax.capture.face_photo import face_of
+from gphm_jax.capture.face_photo import FaceReader
 from gphm_jax.data import images
 from gphm_jax.data.files import listed
 from gphm_jax.editing import Expression
@@ -123,11 +124,10 @@ def _expressions(request: Request, people: People) -> list[Expression]:
                 "any): use --image, --face or --from_avatar"
             )
         shown.append(Expression(label=label, code=head.scores.code(vector)))
-    for path, read in (
-        *((p, face_of) for p in request.photos),
-        *((p, images.read_rgb) for p in request.faces),
-    ):
-        face = read(path)
+    with contextlib.closing(FaceReader()) as reader:
+        faces = [(path, reader.read_file(path, head.spec.face_size).image) for path in request.photos]
+    faces += [(path, images.read_rgb(path)) for path in request.faces]
+    for path, face in faces:
         shown.append(Expression(label=path.stem, code=head.encode(face), face=face))
     for path in request.avatars:
         shown.append(Expression(label=path.resolve().name, code=_borrowed(head, path)))

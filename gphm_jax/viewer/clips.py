@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
+import shutil
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,15 +19,19 @@ from gphm_jax.reenactment import Direction, Performance, perform
 from gphm_jax.types import Pose
 from gphm_jax.viewer.playback import Clip
 
+_KEPT = 8  # prepared clips: some 100 MB each
 
 def read_clip(path: pathlib.Path, avatar: Avatar) -> Clip:
     """What an avatar plays of a video, or of a prepared identity folder; `InputError` where that shows no face.
 
-    A video is prepared in the user's cache, once for each size of pictures: what was interrupted goes on.
+    A video is prepared in the user's cache, once for each size of pictures: what was interrupted goes on. The cache
+    keeps the few that were played last.
     """
     settings = CaptureSettings(size=avatar.spec.image_size, expression_images=0)
     prepared = _prepared(path, settings)
     driver = open_driver(prepared if is_done(prepared) else path, prepared, settings, 0.0)
+    if prepared.exists():
+        _forget_older_than(prepared)
     performance = perform(avatar, driver, Direction())
     return Clip(
         expression=performance.expression,
@@ -40,6 +46,14 @@ def _prepared(path: pathlib.Path, settings: CaptureSettings) -> pathlib.Path:
     seen = path.stat() if path.exists() else None
     told = repr((path.resolve(), seen and (seen.st_size, seen.st_mtime_ns), settings))
     return paths.cache_folder() / "footage" / hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _forget_older_than(used: pathlib.Path) -> None:
+    """Makes `used` the latest of the footage kept beside it, of which `_KEPT` stay."""
+    os.utime(used)
+    by_age = sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    for old in by_age[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)  # another viewer may do the same
 
 
 def about_their_mean(performance: Performance) -> Pose:

@@ -12,12 +12,12 @@ from absl import logging
 from jaxtyping import Array, Float
 
 from gphm_jax.avatar import Avatar
+from gphm_jax.capture.face_photo import FaceReader
 from gphm_jax.export.coarse import CoarseStatement, coarse_statement
 from gphm_jax.heads import load_heads
 from gphm_jax.scores import NAMES, ScoreRegressor
 from gphm_jax.viewer import frames, sliders
 from gphm_jax.viewer.dial import Code, Dial
-from gphm_jax.viewer.faces import FaceReader
 from gphm_jax.viewer.frames import Start
 from gphm_jax.viewer.playback import Clip, Playback
 from gphm_jax.viewer.session import Session

@@ -44,6 +44,7 @@ class Page:
     def __init__(self, client: viser.ClientHandle, exhibit: Exhibit) -> None:
         self._client, self._exhibit, self._session = client, exhibit, exhibit.session()
         self._stop_clip: Callable[[], None] = lambda: None
+        self._follow_clip: Callable[[], None] = lambda: None
         self._drawing = Drawing(self._session, exhibit.head, self._show)
         self._repainter = Repainter(self._drawing.draw)
         client.camera.min_orbit_distance, client.camera.max_orbit_distance = _NEAREST, _FARTHEST
@@ -65,6 +66,7 @@ class Page:
 
     def _show(self, picture: UInt8[np.ndarray, "h w 3"], best: bool) -> None:
         self._client.scene.set_background_image(picture, format="jpeg", jpeg_quality=95 if best else 80)
+        self._follow_clip()
         self._client.flush()
 
     def _look(self, camera: viser.CameraHandle) -> None:
@@ -163,9 +165,10 @@ class Page:
             show()
 
         @frame.on_update
-        def _(_: object) -> None:
-            playback.seek(min(frame.value, last))
-            show()
+        def _(event: viser.GuiEvent[Any]) -> None:
+            if event.client is not None:  # the visitor's doing, not `follow`'s
+                playback.seek(min(frame.value, last))
+                show()
 
         @speed.on_update
         def _(_: object) -> None:
@@ -175,8 +178,13 @@ class Page:
             playback.stop()
             show()
 
+        def follow() -> None:
+            shown = playback.frame()
+            if playback.playing and shown is not None:
+                _set(frame, shown)
+
         stop.on_click(lambda _: end())
-        self._stop_clip = end
+        self._stop_clip, self._follow_clip = end, follow
 
     def _add_saving(self) -> None:
         gui = self._client.gui
