@@ -45,6 +45,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
         except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
             print(f"error: {_first_line(error)}", file=sys.stderr)
             sys.exit(2)
+        except SystemExit:  # absl leaves with 1 once it has shown --help
+            sys.exit(0)
 
     app.run(guarded, flags_parser=flags_parser)
 

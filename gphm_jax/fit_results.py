@@ -99,7 +99,7 @@ def evaluate_fit(
     sides = {"train": spread(footage.training, options.training_frames), "heldout": footage.held_out}
     for side, items in sides.items():
         rows = []
-        for item in progress(items, f"{side} frames"):
+        for item in progress(items, f"{side} frames") if items else ():
             picture, truth, mask = compared(avatar, codes, footage, item.frame, item.views[0])
             coarse = metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), truth)
             rows.append(jax.device_get(measure(picture.fine, truth, mask, weights) | {"psnr_coarse": coarse}))

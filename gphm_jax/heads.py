@@ -31,7 +31,7 @@ from gphm_jax.habits import habits_of
 from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.paths import expanded
 from gphm_jax.scores import ScoreRegressor, load_scores
-from gphm_jax.stages import load_prior
+from gphm_jax.stages import is_avatar, load_prior
 from gphm_jax.types import Camera
 
 FILE = "heads.npz"  # in a workdir
@@ -83,7 +83,7 @@ def load_heads(workdir: str | os.PathLike[str], *, backend: str = "auto") -> Hea
     workdir = expanded(workdir)
     path = workdir / FILE
     if not path.is_file():
-        if (workdir / "avatar").is_dir() or (workdir / "arrays.npz").is_file():
+        if is_avatar(workdir):
             raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
         if (workdir / "metrics.json").is_file():
             raise InputError(

@@ -159,6 +159,11 @@ def _subject(meta: dict[str, Any]) -> Subject:
     return Subject(identities=tuple(meta["identities"]), num_frames=meta["num_frames"], landmarks=landmarks)
 
 
+def is_avatar(path: pathlib.Path) -> bool:
+    """Whether a folder is an avatar's, or that of its fit."""
+    return (path / "avatar").is_dir() or (path / "arrays.npz").is_file()
+
+
 def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str, Any]]:
     """The trained Gaussian model of a workdir, with its settings and description."""
     model, meta = _trained(GAUSSIANS, workdir)
@@ -173,6 +178,8 @@ def load_guide(workdir: pathlib.Path) -> GuideModel:
 def _trained(stage: Stage, workdir: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     folder = workdir / "checkpoints" / stage.name
     if not folder.is_dir():
+        if is_avatar(workdir):
+            raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
         raise InputError(
             f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first"
         )

@@ -21,6 +21,7 @@ from gphm_jax.avatar_model import bake
 from gphm_jax.errors import InputError
 from gphm_jax.nets import MLP
 from gphm_jax.render import render_splats
+from gphm_jax.stages import load_prior
 from gphm_jax.types import Camera, Pose
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -186,8 +187,15 @@ def test_what_is_saved_is_what_is_loaded(avatar, tmp_path):
 def test_damaged_folders_are_named(avatar, tmp_path):
     with pytest.raises(InputError, match="no avatar in"):
         Avatar.load(tmp_path)
+    prior = tmp_path / "prior"
+    (prior / "checkpoints" / "stage2").mkdir(parents=True)
+    (prior / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a head model, not an avatar"):
+        Avatar.load(prior)
     folder = tmp_path / "avatar"
     avatar.save(folder)
+    with pytest.raises(InputError, match="holds an avatar, not a head model"):
+        load_prior(tmp_path)
     good = (folder / "arrays.npz").read_bytes()
     (folder / "arrays.npz").write_bytes(good[: len(good) // 2])
     with pytest.raises(InputError, match="cannot read .*arrays.npz"):

@@ -180,3 +180,9 @@ def test_a_misspelt_score_is_one_line_and_status_2(avatar_dir, tmp_path):
     assert done.returncode == 2 and done.stderr.strip().splitlines() == [
         "error: no expression score 'mouthSmyle': did you mean mouthSmile?"
     ]
+
+
+def test_asking_for_help_is_no_failure():
+    command = [sys.executable, "-m", "gphm_jax.tools.edit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "--from_avatar" in done.stdout

@@ -12,4 +12,4 @@ def test_a_square_that_leaves_the_picture_says_what_of_it_was_recorded():
     seen = np.zeros((50, 50), bool)
     seen[0:35, 5:45] = True
     np.testing.assert_array_equal(square.crop(black, 50) == 0, np.repeat(seen[..., None], 3, axis=2))
-    assert Square(left=3, top=2, side=20).recorded((90, 80), 50) is None
+    assert Square(left=3, top=2, side=20).recorded((90, 80), 50).tolist() == [0, 0, 50, 50]

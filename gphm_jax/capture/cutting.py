@@ -84,8 +84,8 @@ def write_frames(
 
 def _cut(
     picture: Picture, square: Square, frame: TrackedFrame, size: int, matter: Matter
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A picture's square, the person's coverage in it, and what of it was recorded if not all."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A picture's square, the person's coverage in it, and the box of what of it was recorded."""
     image, recorded = square.crop(picture.image, size), square.recorded(picture.image.shape[:2], size)
     inside = square.crop_mask(np.full(picture.image.shape[:2], 255, np.uint8), size)
     if picture.mask is not None:
@@ -104,7 +104,7 @@ def _write_view(
     view: str,
     image: UInt8[np.ndarray, "s s 3"],
     mask: UInt8[np.ndarray, "s s"],
-    recorded: Float[np.ndarray, "4"] | None,
+    recorded: Float[np.ndarray, "4"],
     frame: TrackedFrame,
     square: Square,
 ) -> None:

@@ -35,12 +35,10 @@ class Square:
             images.crop_box(mask, (self.left, self.top, self.side), fill=0), size, fill=0
         )
 
-    def recorded(self, shape: tuple[int, int], size: int) -> Float[np.ndarray, "4"] | None:
-        """Left, top, right, bottom of what the resized square shows of a picture of (height, width) = `shape`; None:
-        all of it is picture."""
+    def recorded(self, shape: tuple[int, int], size: int) -> Float[np.ndarray, "4"]:
+        """Left, top, right, bottom of what the resized square shows of a picture of (height, width) = `shape`."""
         corners = self.points(np.array([[0.0, 0.0], [shape[1], shape[0]]]), size)
-        box = np.clip(corners, 0.0, size).ravel()
-        return None if np.array_equal(box, [0.0, 0.0, size, size]) else box
+        return np.clip(corners, 0.0, size).ravel()
 
     def intrinsics(self, intrinsics: Float[np.ndarray, "3 3"], size: int) -> Float[np.ndarray, "3 3"]:
         """The camera of the resized square."""

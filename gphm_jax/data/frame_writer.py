@@ -60,15 +60,16 @@ def write_view(
     intrinsics: Float[np.ndarray, "3 3"],
     recorded: Float[np.ndarray, "4"] | None = None,
 ) -> None:
-    """A picture over white, its coverage and its camera; `recorded` (left, top, right, bottom in pixels) where the
-    rest is padding."""
+    """A picture over white, its coverage and its camera; `recorded` is the box (left, top, right, bottom in pixels) of
+    what the camera saw, all of the picture if not given."""
+    whole = np.array([0, 0, image.shape[1], image.shape[0]])
     write_jpeg(folder / "images" / f"image_{view}.jpg", image)
     write_mask(folder / "images" / f"mask_{view}.png", mask)
     np.savez(
         folder / "cameras" / f"camera_{view}.npz",
         extrinsic=world_to_camera.astype(np.float32),
         intrinsic=intrinsics.astype(np.float32),
-        **({} if recorded is None else {"recorded": recorded.astype(np.float32)}),
+        recorded=(whole if recorded is None else recorded).astype(np.float32),
     )
 
 
