@@ -39,7 +39,7 @@ def _paper(c: ml_collections.ConfigDict) -> None:
 
 def _small(c: ml_collections.ConfigDict) -> None:
     c.synthetic.size = 256
-    c.data.update(image_size=256, face_size=80, nonface_size=64, synthesized_probability=0.5, tint=0.25)
+    c.data.update(image_size=256, face_size=80, nonface_size=32, synthesized_probability=0.5)
     c.networks.update(
         width=64,
         feature_dim=64,

@@ -108,7 +108,6 @@ def batch_options(settings: Settings, stage: StageSettings) -> BatchOptions:
         face_size=data.face_size,
         nonface_size=data.nonface_size,
         synthesized_probability=data.synthesized_probability,
-        tint=data.tint,
     )
 
 

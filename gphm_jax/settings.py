@@ -44,7 +44,6 @@ class DataSettings:
     face_size: int = 128  # input of E_exp, inferred
     nonface_size: int = 128  # input of E_nf, inferred
     synthesized_probability: float = 0.5  # face image drawn from another identity, same expression
-    tint: float = 0.0  # random change of the colours that encoders see in training, inferred; the paper names none
     cache_gb: float = 2.0  # decoded images kept in memory (of each process); 0: none
     processes: int = 0  # make the batches, through Grain; 0: a thread of the training process
 
@@ -160,7 +159,7 @@ _LEAST = {
     "data.image_size": SMALLEST_IMAGE,
     "data.face_size": 1,
     "data.nonface_size": 1,
-    "data.tint": 0, "data.cache_gb": 0, "data.processes": 0,
+    "data.cache_gb": 0, "data.processes": 0,
     "synthetic.identities": 1,
     "synthetic.expressions": 1,
     "synthetic.views": 1,

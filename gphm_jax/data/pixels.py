@@ -17,25 +17,6 @@ from gphm_jax.types import Batch, Camera, Pose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tint:
-    """An affine change of colours, so that an encoder learns to read expressions and not shirts."""
-
-    matrix: Float[np.ndarray, "3 3"]  # of RGB rows, in [0, 1]
-    offset: Float[np.ndarray, "3"]
-
-    @classmethod
-    def of(cls, change: Float[np.ndarray, "4 3"]) -> Tint:
-        """The identity changed by a matrix and, half as much, by an offset."""
-        return cls(
-            matrix=(np.eye(3) + change[:3]).astype(np.float32), offset=(0.5 * change[3]).astype(np.float32)
-        )
-
-    def apply(self, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-        """The image in other colours, within [0, 1]."""
-        return np.clip(image @ self.matrix + self.offset, 0.0, 1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FramePlan:
     """What one (identity, frame) cell of a batch shows, before any pixel is read."""
 
@@ -44,7 +25,6 @@ class FramePlan:
     face_view: int | None  # None: `synthesized` instead
     synthesized: int | None
     nonface_view: int
-    tints: tuple[Tint, Tint] | None = None  # of the face and the non-face image
 
 
 class PixelSource:
@@ -144,8 +124,6 @@ def assemble(plans: Sequence[Sequence[FramePlan]], pixels: PixelSource) -> Batch
             _to_unit(coverage, out=mask[cell, column])
         face[cell] = _face_image(plan, pixels)
         _to_unit(pixels.nonface(plan.frame, plan.nonface_view), out=nonface[cell])
-        if plan.tints is not None:
-            face[cell], nonface[cell] = plan.tints[0].apply(face[cell]), plan.tints[1].apply(nonface[cell])
     world_to_camera = np.stack([plan.frame.world_to_camera[list(plan.views)] for plan in flat])
     intrinsics = np.stack([[layout.view_intrinsics(p.frame, view, size) for view in p.views] for p in flat])
     recorded = np.stack([[layout.view_recorded(p.frame, view, size) for view in p.views] for p in flat])

@@ -22,14 +22,14 @@ from jaxtyping import Int
 
 from gphm_jax.data import layout
 from gphm_jax.data.layout import Dataset, Selection
-from gphm_jax.data.pixels import FramePlan, PixelSource, Tint, assemble
+from gphm_jax.data.pixels import FramePlan, PixelSource, assemble
 from gphm_jax.errors import InputError
 from gphm_jax.types import Batch
 
 T = TypeVar("T")
 
 # Names of the independent random streams under one seed.
-IDENTITIES, FRAMES, VIEWS, FACE, TINT = range(5)
+IDENTITIES, FRAMES, VIEWS, FACE = range(4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,6 @@ class BatchOptions:
     face_size: int = 64
     nonface_size: int = 64
     synthesized_probability: float = 0.5  # where a frame has synthesized images at all
-    tint: float = 0.0  # how far the colours of face and non-face images are changed; `pixels.Tint`
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -52,8 +51,6 @@ class BatchOptions:
                 raise InputError(f"{field.name}={value}: it must be at least 1")
         if not 0.0 <= self.synthesized_probability <= 1.0:
             raise InputError(f"synthesized_probability={self.synthesized_probability}: it must lie in [0, 1]")
-        if self.tint < 0.0:
-            raise InputError(f"tint={self.tint}: it must not be negative")
 
 
 class BatchSampler:
@@ -130,15 +127,7 @@ class BatchSampler:
             face_view=None if uses_synthesized else others[int(second * len(others))],
             synthesized=int(second * len(frame.synthesized)) if uses_synthesized else None,
             nonface_view=nonface_pool[int(third * len(nonface_pool))],
-            tints=self._tints(cell),
         )
-
-    def _tints(self, cell: tuple[int, int, int]) -> tuple[Tint, Tint] | None:
-        if not self.options.tint:
-            return None
-        drawn = 2.0 * np.array(_uniforms((self.seed, TINT, *cell), 24)).reshape(2, 4, 3) - 1.0
-        face, nonface = (Tint.of(self.options.tint * values) for values in drawn)
-        return face, nonface
 
 
 def pixel_source(dataset: Dataset, options: BatchOptions, *, cache_bytes: int = 2 << 30) -> PixelSource:
