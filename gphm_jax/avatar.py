@@ -284,7 +284,7 @@ def _read_spec(path: pathlib.Path) -> AvatarSpec:
         raise InputError(f"no avatar in {path}: name the folder `avatar` that fit.py wrote") from error
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}): fit the avatar again") from error
-    if (path / "checkpoints" / "stage2").is_dir():  # of train.py
+    if any((path / "checkpoints").glob("stage*")):
         raise InputError(f"{path} holds a head model, not an avatar: fit one with fit.py --prior={path}")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{file} does not describe an avatar: name the folder `avatar` that fit.py wrote")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+_HELP = ("?", "help", "helpshort", "helpfull", "helpxml")  # absl's flags
+
 
 class InputError(ValueError):
     """The input or the flags are at fault: one line saying what, where and what to do (exit status 2)."""
@@ -45,8 +47,10 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
         except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
             print(f"error: {_first_line(error)}", file=sys.stderr)
             sys.exit(2)
-        except SystemExit:  # absl leaves with 1 once it has shown --help
-            sys.exit(0)
+        except SystemExit:
+            if any(argument.lstrip("-").split("=")[0] in _HELP for argument in argv[1:]):
+                sys.exit(0)  # absl, once it has shown the help, leaves with 1
+            raise
 
     app.run(guarded, flags_parser=flags_parser)
 

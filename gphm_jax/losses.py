@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gphm_jax.errors import InputError
 from gphm_jax.geometry import axis_angle_to_matrix, to_pixels
-from gphm_jax.types import Camera, Pose, Render
+from gphm_jax.types import Camera, Pose
 
 # The person's right and left eye among the 68 landmarks of iBUG 300-W, and among the 66 of Multiview-3DMM-Fitting,
 # which leaves out mouth corners alone (48 and 54).
@@ -21,8 +21,13 @@ def photometric(
     image: Float[Array, "*b h w 3"], truth: Float[Array, "*b h w 3"], weight: Float[Array, "*b h w"]
 ) -> Float[Array, "*b"]:
     """Mean absolute difference (eqs. 12, 14), weighted by pixel; weight 1 everywhere is the paper's."""
-    error = jnp.mean(jnp.abs(image - truth), axis=-1)
-    return jnp.sum(error * weight, axis=(-2, -1)) / jnp.sum(weight, axis=(-2, -1))
+    return weighted_mean(jnp.mean(jnp.abs(image - truth), axis=-1), weight)
+
+
+def weighted_mean(values: Float[Array, "*b h w"], weight: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
+    """The mean over an image's pixels; 0 where no pixel has weight."""
+    total = jnp.sum(weight, axis=(-2, -1))
+    return jnp.sum(values * weight, axis=(-2, -1)) / jnp.where(total > 0, total, 1.0)
 
 
 def silhouette(alpha: Float[Array, "*b h w"], mask: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
@@ -114,28 +119,13 @@ def face_weight(
     return jnp.where(facing[..., None, None], weight, 1.0)
 
 
-def as_recorded(
-    render: Render,
-    image: Float[Array | np.ndarray, "*b h w 3"],
-    mask: Float[Array | np.ndarray, "*b h w"],
-    recorded: Float[Array | np.ndarray, "*b 4"],
-) -> Render:
-    """A picture where the camera recorded, and beyond that box the truth itself: no comparison sees a difference there.
-
-    The box is (left, top, right, bottom) in pixels; a pixel is recorded as a whole or not at all. Of the features the
-    coarse colour is left.
-    """
-    height, width = mask.shape[-2:]
-    left, top, right, bottom = (recorded[..., side, None] for side in range(4))
-    lead = (1,) * (mask.ndim - 2)
-    x, y = jnp.arange(width).reshape(*lead, width), jnp.arange(height).reshape(*lead, height)
-    columns, rows = (x >= left) & (x + 1 <= right), (y >= top) & (y + 1 <= bottom)
-    seen = rows[..., :, None] & columns[..., None, :]
-    return Render(
-        features=jnp.where(seen[..., None], render.coarse, image),
-        alpha=jnp.where(seen, render.alpha, mask),
-        fine=jnp.where(seen[..., None], render.fine, image),
-    )
+def recorded_pixels(
+    recorded: Float[Array | np.ndarray, "*b 4"], *, height: int, width: int
+) -> Float[Array, "*b h w"]:
+    """1 for pixels that lie wholly in the box (left, top, right, bottom, in pixels) of what a camera saw, else 0."""
+    box = jnp.asarray(recorded)
+    inside = _between(box[..., :2] + 0.5, box[..., 2:] - 0.5, height=height, width=width)
+    return inside.astype(jnp.float32)
 
 
 def _around(
@@ -143,6 +133,13 @@ def _around(
 ) -> Bool[Array, "*b h w"]:
     """Pixels whose centres lie in the box of some points, grown by a margin on each side."""
     low, high = jnp.min(pixels, axis=-2) - margin, jnp.max(pixels, axis=-2) + margin
+    return _between(low, high, height=height, width=width)
+
+
+def _between(
+    low: Float[Array, "*b 2"], high: Float[Array, "*b 2"], *, height: int, width: int
+) -> Bool[Array, "*b h w"]:
+    """Pixels whose centres lie between two corners."""
     lead = (1,) * (low.ndim - 1)
     x, y = (jnp.arange(width) + 0.5).reshape(*lead, width), (jnp.arange(height) + 0.5).reshape(*lead, height)
     columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])

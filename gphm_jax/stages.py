@@ -31,6 +31,7 @@ from gphm_jax.step import (
     render_guide,
 )
 from gphm_jax.types import Batch, Render
+from gphm_jax.workdir import refuse_avatar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,11 +160,6 @@ def _subject(meta: dict[str, Any]) -> Subject:
     return Subject(identities=tuple(meta["identities"]), num_frames=meta["num_frames"], landmarks=landmarks)
 
 
-def is_avatar(path: pathlib.Path) -> bool:
-    """Whether a folder is an avatar's, or that of its fit."""
-    return (path / "avatar").is_dir() or (path / "arrays.npz").is_file()
-
-
 def load_prior(workdir: pathlib.Path) -> tuple[GaussianModel, Settings, dict[str, Any]]:
     """The trained Gaussian model of a workdir, with its settings and description."""
     model, meta = _trained(GAUSSIANS, workdir)
@@ -178,8 +174,7 @@ def load_guide(workdir: pathlib.Path) -> GuideModel:
 def _trained(stage: Stage, workdir: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     folder = workdir / "checkpoints" / stage.name
     if not folder.is_dir():
-        if is_avatar(workdir):
-            raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
+        refuse_avatar(workdir)
         raise InputError(
             f"no trained prior in {workdir}: run `python train.py --config=configs/gaussian.py` first"
         )

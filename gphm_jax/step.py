@@ -92,7 +92,7 @@ def guide_losses(
 ) -> dict[str, jax.Array]:
     """The terms of stage 1, per image or per frame; `surface_*` are for the log and the loop's checks."""
     render, output = render_guide(model, batch, context)
-    terms = image_losses(as_recorded(render, batch), batch, perceptual, key, context.weights)
+    terms = image_losses(render, batch, perceptual, key, context.weights)
     terms["landmarks"] = losses.landmark_distance(
         output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
     )
@@ -109,7 +109,7 @@ def gaussian_losses(
 ) -> dict[str, jax.Array]:
     """The terms of stage 2, per image or per frame."""
     render, output = render_gaussians(model, batch, context)
-    terms = image_losses(as_recorded(render, batch), batch, perceptual, key, context.weights)
+    terms = image_losses(render, batch, perceptual, key, context.weights)
     terms["landmarks"] = losses.landmark_distance(
         output.landmarks, batch.landmarks, eye_gain=context.weights.eye_gain
     )
@@ -117,16 +117,12 @@ def gaussian_losses(
     return terms
 
 
-def as_recorded(render: Render, batch: Batch) -> Render:
-    """`losses.as_recorded` with a batch's truth."""
-    return losses.as_recorded(render, batch.image, batch.mask, batch.recorded)
-
-
 def image_losses(
     render: Render, batch: Batch, perceptual: Any, key: jax.Array, weights: LossWeights
 ) -> dict[str, jax.Array]:
-    """The terms that compare pictures, per image [i f v]."""
+    """The terms that compare pictures, per image [i f v], where their cameras recorded something."""
     height, width = batch.image.shape[-3:-1]
+    seen = losses.recorded_pixels(batch.recorded, height=height, width=width)
     views = batch.camera.world_to_camera.shape[:3]
     pixel_weight = losses.face_weight(
         jnp.broadcast_to(batch.landmarks[:, :, None], (*views, *batch.landmarks.shape[-2:])),
@@ -137,21 +133,25 @@ def image_losses(
         gain=weights.face_gain,
         eye_gain=weights.eye_gain,
     )
+    pixel_weight = pixel_weight * seen
     terms = {}
     if weights.fine:
         terms["fine"] = losses.photometric(render.fine, batch.image, pixel_weight)
     if weights.coarse:
         terms["coarse"] = losses.photometric(render.coarse, batch.image, pixel_weight)
     if weights.silhouette:
-        terms["silhouette"] = losses.silhouette(render.alpha, batch.mask)
+        terms["silhouette"] = losses.silhouette(render.alpha * seen, batch.mask * seen)
     if weights.perceptual:
         size = weights.perceptual_crop
         corner = jax.random.randint(key, (*views, 2), 0, jnp.array([height - size + 1, width - size + 1]))
+        # LPIPS looks at neighbourhoods: beyond the recorded it is shown the same on both sides.
+        shown = jnp.where(seen[..., None] > 0, render.fine, batch.image)
         terms["perceptual"] = lpips(
-            perceptual, losses.crop(render.fine, corner, size), losses.crop(batch.image, corner, size)
+            perceptual, losses.crop(shown, corner, size), losses.crop(batch.image, corner, size)
         )
-    # For the log only: whole-image PSNR of the refined picture.
-    error = jnp.mean((jnp.clip(render.fine, 0.0, 1.0) - batch.image) ** 2, axis=(-3, -2, -1))
+    # For the log only: PSNR of the refined picture.
+    squared = jnp.mean((jnp.clip(render.fine, 0.0, 1.0) - batch.image) ** 2, axis=-1)
+    error = losses.weighted_mean(squared, seen)
     terms["psnr"] = jax.lax.stop_gradient(-10.0 * jnp.log10(jnp.maximum(error, 1e-10)))
     return terms
 

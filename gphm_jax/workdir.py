@@ -67,7 +67,8 @@ def claim(
         # Orbax names a complete checkpoint by its step alone.
         started = finished or any(found.name.isdigit() for found in path.glob("checkpoints/*/*"))
         if started and config.exists():
-            key = _difference(_read(config, flag), wanted, free, shared_only=finished)
+            found = {**dict.fromkeys(sources, ""), **_read(config, flag)}  # a flag that was not given has no value
+            key = _difference(found, wanted, free, shared_only=finished)
             if key is not None:
                 name = f"--{key}" if key in sources else f"config.{key}"
                 raise InputError(
@@ -81,6 +82,12 @@ def claim(
             f"cannot use {path} ({error.strerror}): choose a folder to read and write with {flag}"
         ) from error
     return finished
+
+
+def refuse_avatar(workdir: pathlib.Path) -> None:
+    """Raises `InputError` where a folder that should be a run's is an avatar's, or that of its fit."""
+    if (workdir / "avatar").is_dir() or (workdir / "arrays.npz").is_file():
+        raise InputError(f"{workdir} holds an avatar, not a head model: name the workdir of train.py")
 
 
 def _read(config: pathlib.Path, flag: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from flax import nnx
 from prior_fixture import SETTINGS, save_prior, toy_spec
 
 from configs.fit import get_config
-from gphm_jax import fit_pace
+from gphm_jax import fit_pace, fitting
 from gphm_jax.avatar import Avatar
 from gphm_jax.avatar_model import bake
 from gphm_jax.data.sampler import evaluation_batches
@@ -41,6 +41,7 @@ from gphm_jax.optim import Rates, Schedule
 from gphm_jax.scores import ScoreRegressor
 from gphm_jax.settings import from_mapping
 from gphm_jax.stages import load_prior
+from gphm_jax.step import StepContext
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -199,6 +200,7 @@ def test_the_more_images_the_more_may_change():
     table = from_mapping(FitSettings, get_config("small").to_dict()).by_images
     counts = (1, 3, 10, 100, 1000)
     assert [table.row(count)[0] for count in counts] == ["one", "three", "ten", "many", "many"]
+    assert table.row(table.ten.up_to)[0] == "ten" and table.row(table.ten.up_to + 1)[0] == "many"
     rows = [table.row(count)[1] for count in counts]
     for fewer, more in itertools.pairwise(rows):
         assert fewer.length <= more.length and fewer.freedom <= more.freedom
@@ -335,6 +337,33 @@ def test_visibility_is_the_blending_weight(toy):
     # All weights of a pixel sum to its alpha.
     np.testing.assert_allclose(filled.sum(), alpha.sum(), rtol=1e-4)
     assert alpha.sum() > 100 and (filled == 0).sum() > 20  # the far side is hidden
+    half = np.array([[0, 0, 32, 15]] * 3, np.float32)  # the upper rows were recorded
+    cut = [dataclasses.replace(items[0], frame=dataclasses.replace(items[0].frame, recorded=half))]
+    upper = np.asarray(visibility(fit, footage.pixels, cut, backend="auto"))
+    size = alpha.shape[-1]
+    np.testing.assert_allclose(upper.sum(), alpha[..., : 15 * size // 32, :].sum(), rtol=1e-4)
+    assert 0 < upper.sum() < 0.9 * filled.sum()
+
+
+def test_a_fit_does_not_look_at_what_no_camera_recorded(toy):
+    fit, seen = finetune_fit(toy), first_batch(toy[0])
+    rows = np.arange(seen.mask.shape[-2])[:, None] >= 12
+    box = jnp.broadcast_to(jnp.float32([0, 0, seen.mask.shape[-1], 12]), seen.recorded.shape)
+    context = StepContext(weights=FitWeights(perceptual=0.0, alpha=1.0, silhouette=1.0))
+
+    def terms(batch):
+        return jax.device_get(fitting._picture_losses(fit, batch, None, jax.random.key(0), context))
+
+    def spoilt(batch, where):
+        image = jnp.where(jnp.asarray(where)[..., None], 0.3, batch.image)
+        return dataclasses.replace(batch, image=image, mask=jnp.where(jnp.asarray(where), 0.7, batch.mask))
+
+    cut = dataclasses.replace(seen, recorded=box)
+    whole, before, beyond, within = (terms(b) for b in (seen, cut, spoilt(cut, rows), spoilt(cut, ~rows)))
+    assert {"fine", "coarse", "alpha", "silhouette", "psnr"} == before.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, beyond[name])
+        assert np.abs(value - within[name]).max() > 1e-3 and np.abs(value - whole[name]).max() > 1e-4
 
 
 def test_an_interrupted_step_goes_on_to_the_same_bits(toy, tmp_path):

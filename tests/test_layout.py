@@ -219,7 +219,9 @@ FAULTS = {
     "camera shape": (lambda root: save_camera(root, extrinsic=np.eye(3)), CAMERA, "expected (3, 4)"),
     "camera scaled": (lambda root: save_camera(root, extrinsic=2 * np.eye(4)[:3]), CAMERA, "no rotation"),
     "camera key": (lambda root: save_camera(root, intrinsic=None), CAMERA, "no array 'intrinsic'"),
-    "camera box": (lambda root: save_camera(root, recorded=np.array([0, 8, 9, 8])), CAMERA, "recorded is [0, 8"),
+    "camera box": (lambda root: save_camera(root, recorded=np.array([0, 8, 9, 8])), CAMERA, "recorded is [0.0, 8"),
+    "camera box outside": (lambda root: save_camera(root, recorded=[40, 0, 50, 9]), CAMERA, "recorded is [32.0, 0"),
+    "camera box short": (lambda root: save_camera(root, recorded=[0, 8, 9]), CAMERA, "recorded is [0, 8, 9]"),
     "camera garbage": (
         lambda root: (root / CAMERA).write_bytes(b"PK\x03\x04 nonsense"),
         CAMERA,

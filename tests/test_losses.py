@@ -7,7 +7,7 @@ import pytest
 
 from gphm_jax import losses
 from gphm_jax.errors import InputError
-from gphm_jax.types import Camera, Pose, Render
+from gphm_jax.types import Camera, Pose
 
 
 def test_photometric_is_a_weighted_mean():
@@ -141,25 +141,16 @@ def test_crop_takes_each_corner():
     np.testing.assert_array_equal(out[1], image[1, 2:5, 3:6])
 
 
-def test_beyond_what_was_recorded_a_picture_is_the_truth():
-    rng = np.random.default_rng(0)
-    image, mask = rng.random((2, 6, 8, 3)).astype(np.float32), rng.random((2, 6, 8)).astype(np.float32)
-    boxes = np.float32([[0, 0, 8, 6], [1.5, 0, 6, 4.9]])  # of the second, columns 2 to 5 and rows 0 to 3
+def test_recorded_pixels_are_whole():
+    boxes = np.float32([[[0, 0, 8, 6]], [[1.5, 0, 6, 4.9]]])
+    seen = np.asarray(losses.recorded_pixels(boxes, height=6, width=8))
+    assert seen.shape == (2, 1, 6, 8) and seen[0].all()
+    wanted = np.zeros((6, 8))
+    wanted[:4, 2:6] = 1
+    np.testing.assert_array_equal(seen[1, 0], wanted)
 
-    def compared(pictures):
-        features, alpha, fine = pictures
-        return losses.as_recorded(Render(features=features, alpha=alpha, fine=fine), image, mask, boxes)
 
-    pictures = tuple(jnp.asarray(rng.random((2, 6, 8, *last)), jnp.float32) for last in ((5,), (), (3,)))
-    seen = np.zeros((2, 6, 8), bool)
-    seen[0] = seen[1, :4, 2:6] = True
-    result = compared(pictures)
-    for got, drawn, truth in (
-        (result.coarse, pictures[0][..., :3], image),
-        (result.alpha, pictures[1], mask),
-        (result.fine, pictures[2], image),
-    ):
-        wanted = np.where(seen.reshape(seen.shape + (1,) * (truth.ndim - 3)), drawn, truth)
-        np.testing.assert_array_equal(got, wanted)
-    slope = jax.grad(lambda p: jnp.sum(compared(p).fine))(pictures)[2]
-    np.testing.assert_array_equal(slope, np.broadcast_to(seen[..., None], slope.shape))
+def test_a_weighted_mean_of_no_pixels_is_nothing():
+    values, weight = jnp.arange(8.0).reshape(2, 2, 2), jnp.zeros((2, 2, 2)).at[0, 1].set(3.0)
+    np.testing.assert_array_equal(losses.weighted_mean(values, weight), [2.5, 0.0])
+    assert np.isfinite(jax.grad(lambda x: losses.weighted_mean(x, weight).sum())(values)).all()

@@ -258,7 +258,7 @@ def edit_manifest(root: pathlib.Path, **changes) -> None:
         (lambda root: cut(root / packed.INDEX), "index.npz is damaged"),
         (lambda root: (root / packed.INDEX).unlink(), "missing index .*index.npz"),
         (lambda root: cut(root / packed.MANIFEST), "cannot read .*packed.json"),
-        (lambda root: edit_manifest(root, version=1), "packed.json is of version 1 and this program reads 2"),
+        (lambda root: edit_manifest(root, version=3), "packed.json is of version 3 and this program reads 2"),
         (lambda root: edit_manifest(root, shards=None), "packed.json has no valid 'shards'"),
         (lambda root: edit_manifest(root, shards=[{"name": "x"}]), "packed.json has no valid 'shards'"),
     ],

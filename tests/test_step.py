@@ -27,6 +27,34 @@ def test_downscaled_pictures_fit_their_cameras():
     points = whole.landmarks[:, :, None]
     np.testing.assert_allclose(to_pixels(points, half.camera), to_pixels(points, whole.camera) / 2, rtol=1e-5)
     np.testing.assert_array_equal(half.face_image, whole.face_image)
+    np.testing.assert_array_equal(half.recorded, whole.recorded / 2)
+
+
+def test_no_loss_looks_at_what_no_camera_recorded(monkeypatch):
+    """Other pixels beyond the recorded box change no term; the same pixels within change each."""
+    monkeypatch.setattr(step, "lpips", lambda _, a, b: jnp.mean(jnp.abs(a - b), axis=(-3, -2, -1)))
+    data = batch(views=2)
+    box = jnp.broadcast_to(jnp.float32([2, 0, 16, 10.5]), data.recorded.shape)
+    data = dataclasses.replace(data, recorded=box)
+    seen = np.zeros((16, 16), bool)
+    seen[:10, 2:] = True
+    features = jax.random.uniform(jax.random.key(1), (*data.image.shape[:-1], 32))
+    picture = Render(features=features, alpha=features[..., 3], fine=features[..., 4:7])
+    weights = step.LossWeights(silhouette=1.0, perceptual=1.0, perceptual_crop=16, face_gain=2.0)
+
+    def terms(where):
+        spoilt = jax.tree.map(lambda x: jnp.where(where.reshape(16, 16, *[1] * (x.ndim - 5)), 0.5, x), picture)
+        return step.image_losses(spoilt, data, None, jax.random.key(0), weights)
+
+    none = np.zeros_like(seen)
+    plain, beyond, within = (terms(jnp.asarray(where)) for where in (none, ~seen, seen))
+    assert plain.keys() == {"fine", "coarse", "silhouette", "perceptual", "psnr"}
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, beyond[name])
+        assert np.abs(value - within[name]).min() > 1e-4, name
+    wanted = np.abs(picture.fine - data.image)[..., :10, 2:, :].mean((-3, -2, -1))
+    plain = step.image_losses(picture, data, None, jax.random.key(0), dataclasses.replace(weights, face_gain=1.0))
+    np.testing.assert_allclose(plain["fine"], wanted, rtol=1e-5)  # no smaller for the padding
 
 
 def test_downscale_must_divide():

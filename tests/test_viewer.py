@@ -529,6 +529,7 @@ def test_footage_that_was_not_played_for_long_is_forgotten(tmp_path, avatar, mon
 
     def open_driver(path, work, settings, fps):
         work.mkdir(parents=True, exist_ok=True)
+        (work / DONE).touch()
         return types.SimpleNamespace(fps=5.0)
 
     monkeypatch.setattr(clips, "open_driver", open_driver)

@@ -107,6 +107,10 @@ def test_a_fit_belongs_to_its_prior_and_input(tmp_path):
         fit_run.is_done(out, settings, tmp_path / "other", footage)
     with pytest.raises(InputError, match="another --seconds"):
         fit_run.is_done(out, settings, prior, footage, 60.0)
+    config = json.loads((out / "config.json").read_text())
+    del config["seconds"]  # as before there was a budget
+    (out / "config.json").write_text(json.dumps(config))
+    assert not fit_run.is_done(out, settings, prior, footage)
     (out / "metrics.json").write_text("{}")
     assert fit_run.is_done(out, settings, prior, footage)
     with pytest.raises(InputError, match="another --seconds"):

@@ -20,6 +20,7 @@ from gphm_jax.data.synthetic.base import ARKIT
 from gphm_jax.errors import InputError
 
 _MOST_PIXELS = 1080  # of a picture's shorter side: phones give more than a face needs
+_MOST_DEGREES = 75.0  # of a face that training shows the encoder
 _LEAST_SCORE = 0.2  # of a detection that is a face
 # Of MediaPipe's 478 points those at the ends of the 68 landmarks that training cut faces by: brows, jaw and chin.
 _BROWS_TO_CHIN = (234, 454, 132, 361, 172, 397, 152, 70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
@@ -41,23 +42,35 @@ class FaceReader:
         self._opened: tuple[Landmarker, Matter] | None = None
 
     def read(self, content: bytes, name: str, size: int) -> Face:
-        """The largest face of a picture file, `size` pixels large; `InputError` where there is no picture or face."""
-        image, mask = _picture(content, name)
+        """The largest face of a picture file's content, `size` pixels large; as `read_file`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "picture"
+            path.write_bytes(content)
+            try:
+                picture = read_picture(path, max_side=_MOST_PIXELS)
+            except InputError as error:
+                raise InputError(f"{name} is no picture that can be read: give a JPEG or PNG file") from error
+        return self._face(*picture, name, size)
+
+    def read_file(self, path: pathlib.Path, size: int) -> Face:
+        """The largest face of a picture file, `size` pixels large.
+
+        `InputError` where there is no picture, no face, or one that is turned too far to be read.
+        """
+        return self._face(*read_picture(path, max_side=_MOST_PIXELS), str(path), size)
+
+    def _face(
+        self, image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"] | None, name: str, size: int
+    ) -> Face:
         with self._lock:
             landmarker, matter = self._detectors()
             face = _largest(landmarker.detect(image), name)
             if mask is None:
                 mask = of_person(matter.matte(image, ""), face.box)
+        if turned(face.points) > _MOST_DEGREES:
+            raise InputError(f"the face in {name} is turned too far from the camera: give a picture from the front")
         scores = () if face.expression is None else face.expression.tolist()
         return Face(image=cut(image, mask, face.points, size), scores=dict(zip(ARKIT, scores, strict=False)))
-
-    def read_file(self, path: pathlib.Path, size: int) -> Face:
-        """The same for a file; `InputError` also where it cannot be read."""
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {path} ({error.strerror}): give a JPEG or PNG file") from error
-        return self.read(content, str(path), size)
 
     def close(self) -> None:
         """Frees the detectors."""
@@ -84,14 +97,16 @@ def cut(
     return frame_writer.crop_face(images.over_white(image, mask), box, size)
 
 
-def _picture(content: bytes, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "picture"
-        path.write_bytes(content)
-        try:
-            return read_picture(path, max_side=_MOST_PIXELS)
-        except InputError as error:
-            raise InputError(f"{name} is no picture that can be read: give a JPEG or PNG file") from error
+def turned(points: Float[np.ndarray, "478 2"]) -> float:
+    """About how many degrees a face with MediaPipe's landmarks looks to the side.
+
+    Seen from the front the nose's tip lies midway between the cheeks; it stands about as far before them as they are
+    from their middle.
+    """
+    nose, right, left = points[1], points[234], points[454]
+    across, aside = left - right, nose - 0.5 * (left + right)
+    half = 0.5 * float(across @ across)
+    return float(np.degrees(np.arctan2(abs(aside @ across), half)))
 
 
 def _largest(faces: list[Detection], name: str) -> Detection:

@@ -36,9 +36,15 @@ class Square:
         )
 
     def recorded(self, shape: tuple[int, int], size: int) -> Float[np.ndarray, "4"]:
-        """Left, top, right, bottom of what the resized square shows of a picture of (height, width) = `shape`."""
-        corners = self.points(np.array([[0.0, 0.0], [shape[1], shape[0]]]), size)
-        return np.clip(corners, 0.0, size).ravel()
+        """Left, top, right, bottom of what the resized square shows of a picture of (height, width) = `shape`.
+
+        Without what enlarging mixes with the padding: half a pixel of the picture.
+        """
+        mixed = 0.5 if size > self.side else 0.0
+        corners = np.array([[mixed, mixed], [shape[1] - mixed, shape[0] - mixed]])
+        inside = [self.left >= 0, self.top >= 0], [self.left + self.side <= shape[1], self.top + self.side <= shape[0]]
+        edges = np.array([[0.0, 0.0], [size, size]])
+        return np.where(inside, edges, self.points(corners, size)).ravel()
 
     def intrinsics(self, intrinsics: Float[np.ndarray, "3 3"], size: int) -> Float[np.ndarray, "3 3"]:
         """The camera of the resized square."""

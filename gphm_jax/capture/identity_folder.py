@@ -20,7 +20,7 @@ from gphm_jax.files import write_json
 
 DONE = "quality.json"  # written last
 GENERATOR = "gphm_jax.tools.preprocess"  # as dataset.json names it where footage was prepared
-_VERSION = 1
+_VERSION = 2  # of what is written; 2: cameras say what was recorded
 _PACKAGES = ("mediapipe", "opencv-python-headless", "numpy", "jax", "optimistix", "trimesh")
 
 
@@ -36,9 +36,10 @@ def claim(out: pathlib.Path, described: Mapping[str, Any]) -> None:
     path = out / "dataset.json"
     if path.exists():
         found = _read(path)
-        for key in ("settings", "sources"):
+        others = {"settings": "other settings", "sources": "other sources", "version": "another version"}
+        for key, other in others.items():
             if found.get(key) != described[key]:
-                raise InputError(f"{out} was made with other {key}: remove it or give another --out")
+                raise InputError(f"{out} was made with {other}: remove it or give another --out")
     elif any(out.iterdir()):
         raise InputError(f"{out} is not empty, and not an identity folder: give another --out")
     frame_writer.remove_leftovers(out)

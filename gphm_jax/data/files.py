@@ -127,11 +127,13 @@ def read_camera(
     matrix[:3] = extrinsic[:3]
     whole = np.array([0, 0, size[1], size[0]], np.float32)
     recorded = arrays.get("recorded", whole)
+    if recorded.shape == (4,):
+        recorded = np.clip(recorded.astype(np.float32), 0, whole[[2, 3, 2, 3]])
     if recorded.shape != (4,) or not (recorded[:2] < recorded[2:]).all():
         raise InputError(
             f"{path}: recorded is {recorded.tolist()}: write (left, top, right, bottom) of what the camera saw"
         )
-    return matrix, intrinsic.astype(np.float32), np.clip(recorded.astype(np.float32), 0, whole[[2, 3, 2, 3]])
+    return matrix, intrinsic.astype(np.float32), recorded
 
 
 def read_pose(path: Path) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], float]:

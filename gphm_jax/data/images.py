@@ -140,8 +140,7 @@ def fit_intrinsics(
 def fit_box(
     box: Float[np.ndarray, "4"], source: tuple[int, int], size: int
 ) -> Float[np.ndarray, "4"]:
-    """Where the picture that `fit_square` makes of one with (height, width) = `source` has that one's box (left, top,
-    right, bottom)."""
+    """A box (left, top, right, bottom) of a picture with (height, width) = `source`, in what `fit_square` makes."""
     top, left, side = _padding(source)
     return ((box + np.array([left, top, left, top])) * (size / side)).astype(np.float32)
 

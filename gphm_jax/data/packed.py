@@ -34,6 +34,7 @@ from gphm_jax.data.layout import Dataset, Frame
 from gphm_jax.errors import InputError
 
 VERSION = 2
+_READ = (1, 2)  # 1: without `recorded`, all of each picture
 MANIFEST, INDEX = "packed.json", "index.npz"
 FILE, FAST, PIXELS = range(3)
 _PIXELS_HEADER = struct.Struct("<HHH")
@@ -188,7 +189,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}): {_AGAIN}") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
-    if version != VERSION:
+    if version not in _READ:
         raise InputError(
             f"{path} is of version {version} and this program reads {VERSION}: pack the dataset again"
         )
@@ -208,6 +209,10 @@ def _read_index(root: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path} is damaged or of another packing (its SHA-256 is not {MANIFEST}'s): {_AGAIN}"
         )
+    if manifest["version"] == 1:
+        index = files.read_npz(path, tuple(name for name in INDEX_ARRAYS if name != "recorded"))
+        corners = np.zeros_like(index["view_size"]), index["view_size"][:, ::-1]
+        return index | {"recorded": np.concatenate(corners, axis=1).astype(np.float32)}
     return files.read_npz(path, INDEX_ARRAYS)
 
 

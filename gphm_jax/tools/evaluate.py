@@ -32,7 +32,7 @@ from gphm_jax.data.layout import Selection
 from gphm_jax.errors import InputError, run_main
 from gphm_jax.evaluation import evaluate, keep_picture
 from gphm_jax.face_distance import FaceEmbedder, pair_distances
-from gphm_jax.files import write_json
+from gphm_jax.files import to_bytes, write_json
 from gphm_jax.fit_footage import open_fit_footage
 from gphm_jax.fit_region import head_footage
 from gphm_jax.fit_settings import FitSettings
@@ -232,8 +232,9 @@ def _avatar(request: Request, folder: pathlib.Path) -> tuple[dict[str, Any], str
     if other:
         found[side].pop("best_training_frame_psnr", None)  # there is no training frame
     for item in tqdm(shown, desc="pictures", unit="frame"):
-        picture, truth, mask = fit_results.compared(avatar, codes, footage, item.frame, item.views[0])
-        keep_picture(folder, item.frame, item.views[0], truth, np.asarray(picture.fine), mask)
+        truth, mask = footage.pixels.view(item.frame, item.views[0])
+        render = to_bytes(fit_results.render_frame(avatar, codes, item.frame, item.views[0]))
+        keep_picture(folder, item.frame, item.views[0], truth, render, mask)
     figures = {"heldout_views": found[side], "side_views": found.get("side_views", {})}
     if fit.corrected and not other:
         figures["note"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -20,6 +21,7 @@ from gphm_jax.types import Pose
 from gphm_jax.viewer.playback import Clip
 
 _KEPT = 8  # prepared clips: some 100 MB each
+
 
 def read_clip(path: pathlib.Path, avatar: Avatar) -> Clip:
     """What an avatar plays of a video, or of a prepared identity folder; `InputError` where that shows no face.
@@ -49,11 +51,15 @@ def _prepared(path: pathlib.Path, settings: CaptureSettings) -> pathlib.Path:
 
 
 def _forget_older_than(used: pathlib.Path) -> None:
-    """Makes `used` the latest of the footage kept beside it, of which `_KEPT` stay."""
+    """Makes `used` the latest of the finished footage kept beside it, of which `_KEPT` stay."""
     os.utime(used)
-    by_age = sorted(used.parent.iterdir(), key=lambda folder: folder.stat().st_mtime)
-    for old in by_age[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)  # another viewer may do the same
+    by_age = []
+    for folder in used.parent.iterdir():
+        with contextlib.suppress(OSError):  # another viewer has removed it
+            if is_done(folder):
+                by_age.append((folder.stat().st_mtime, folder))
+    for _, old in sorted(by_age)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def about_their_mean(performance: Performance) -> Pose:

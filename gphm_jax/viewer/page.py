@@ -159,13 +159,15 @@ class Page:
         @play.on_click
         def _(_: object) -> None:
             if playback.playing:
+                follow()
                 playback.pause()
             else:
                 playback.play()
             show()
 
+        # In viser's own loop: behind other callbacks, `follow` would have taken the visitor's frame back.
         @frame.on_update
-        def _(event: viser.GuiEvent[Any]) -> None:
+        async def _(event: viser.GuiEvent[Any]) -> None:
             if event.client is not None:  # the visitor's doing, not `follow`'s
                 playback.seek(min(frame.value, last))
                 show()
