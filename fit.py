@@ -38,7 +38,7 @@ from gphm_jax.fit_run import (
     step_figures,
 )
 from gphm_jax.fit_settings import FitSettings
-from gphm_jax.fitting import FrameCodes, IdentityFit, encode_frames
+from gphm_jax.fitting import FrameCodes, IdentityFit, encode_frames, steady
 from gphm_jax.gaussians import GaussianModel
 from gphm_jax.logs import RunLog
 from gphm_jax.losses import check_eyes
@@ -97,6 +97,8 @@ def fit_person(
     perceptual = load_lpips("vgg") if asks else None
     with RunLog(out) as log, Clock(seconds, used=seconds_used(out)) as clock:
         codes = encode_frames(prior.networks, footage.pixels, footage.driven)
+        _, latitude = settings.by_images.row(len(footage.training))
+        codes = steady(prior.networks, codes, footage.training, latitude.sway)
         if settings.region == "head":
             footage = head_footage(footage, prior, codes, backend=settings.backend)
             prior = head_model(prior)

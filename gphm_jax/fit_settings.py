@@ -84,6 +84,7 @@ class Latitude:
     length: float = 1.0  # of finetune.steps
     moves: tuple[str, ...] = NETWORKS
     freedom: float = 1.0  # times finetune.limits of all but colour; the anchor pulls by its inverse square
+    sway: float = 1.0  # of how far motion codes go from their mean: less where E_nf cannot read strangers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ class FitSettings:
             row, where = getattr(self.by_images, field.name), f"by_images.{field.name}"
             require(row.up_to >= 0, f"{where}.up_to", row.up_to, "it must be at least 0")
             require(0.0 < row.length < math.inf, f"{where}.length", row.length, "it must be positive and finite")
+            require(0.0 <= row.sway <= 1.0, f"{where}.sway", row.sway, "it must lie in [0, 1]")
             require(0.0 < row.freedom < math.inf, f"{where}.freedom", row.freedom, "it must be positive and finite")
             require(set(row.moves) <= set(NETWORKS), f"{where}.moves", row.moves, f"choose of {', '.join(NETWORKS)}")
         for net in self.evaluation.lpips:

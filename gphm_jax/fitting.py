@@ -163,7 +163,7 @@ def _drawn(splats: Splats, networks: HeadNetworks, batch: Batch, backend: str) -
 
 
 def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[Selection]) -> FrameCodes:
-    """z_exp and z_nf of each selected frame, from its selected camera; rows of other frames are zero."""
+    """z_exp and z_nf of each selected frame, from its selected camera; rows of other frames mean nothing."""
     encode = nnx.jit(
         lambda nets, batch: (
             nets.expression_encoder(batch.face_image),
@@ -181,6 +181,20 @@ def encode_frames(networks: HeadNetworks, pixels: PixelSource, items: Sequence[S
             table[plan.frame.row] = code[0, 0]
     assert tables is not None  # a selection is never empty
     return FrameCodes(expression=jnp.asarray(tables[0]), motion=jnp.asarray(tables[1]))
+
+
+def steady(
+    networks: HeadNetworks, codes: FrameCodes, items: Sequence[Selection], share: float
+) -> FrameCodes:
+    """Leaves motion codes `share` of their way from the items' mean, in the codes and in E_nf itself (in place).
+
+    E_nf ends in a linear layer, so that for any picture its code is exactly as far as these from the mean.
+    """
+    mean = jnp.mean(codes.motion[np.array([item.frame.row for item in items])], axis=0)
+    last = networks.motion_encoder.head[-1]
+    last.kernel[...] = share * last.kernel[...]
+    last.bias[...] = share * last.bias[...] + (1.0 - share) * mean
+    return dataclasses.replace(codes, motion=share * codes.motion + (1.0 - share) * mean[None])
 
 
 def visibility(

@@ -143,7 +143,8 @@ def image_losses(
         terms["silhouette"] = losses.silhouette(render.alpha * seen, batch.mask * seen)
     if weights.perceptual:
         size = weights.perceptual_crop
-        corner = jax.random.randint(key, (*views, 2), 0, jnp.array([height - size + 1, width - size + 1]))
+        ends = jnp.array([height - size + 1, width - size + 1]).reshape(1, 1, 1, 2)
+        corner = jax.random.randint(key, (*views, 2), 0, ends)
         # LPIPS looks at neighbourhoods: beyond the recorded it is shown the same on both sides.
         shown = jnp.where(seen[..., None] > 0, render.fine, batch.image)
         terms["perceptual"] = lpips(

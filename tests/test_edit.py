@@ -86,15 +86,15 @@ def test_a_photo_goes_through_face_detection(run, avatar_dir, heads, tmp_path, m
     face = np.full((32, 32, 3), 90, np.uint8)
     seen = []
 
-    def read(self, content, name, size):
-        seen.append((content, name, size))
+    def read_file(self, path, size):
+        seen.append((path, size))
         return Face(image=face, scores={})
 
-    monkeypatch.setattr(FaceReader, "read", read)
+    monkeypatch.setattr(FaceReader, "read_file", read_file)
     write_image(tmp_path / "photo.jpg", np.zeros((64, 64, 3), np.uint8))
     run(f"--avatar={avatar_dir}", f"--image={tmp_path / 'photo.jpg'}", f"--out={tmp_path / 'one.png'}")
-    avatar, photo = heads.avatar(heads.codes[0]), tmp_path / "photo.jpg"
-    assert seen == [(photo.read_bytes(), str(photo), avatar.spec.face_size)]
+    avatar = heads.avatar(heads.codes[0])
+    assert seen == [(tmp_path / "photo.jpg", avatar.spec.face_size)]
     np.testing.assert_allclose(
         pixels(tmp_path / "one.png"), 255 * np.asarray(avatar.render(avatar.encode(face))[0]), atol=0.51
     )

@@ -345,8 +345,23 @@ def test_visibility_is_the_blending_weight(toy):
     assert 0 < upper.sum() < 0.9 * filled.sum()
 
 
+def test_steady_motion_codes_are_the_encoders_own(toy):
+    footage, prior, codes = toy
+    networks = nnx.clone(prior.networks)
+    steadied = fitting.steady(networks, codes, footage.training, 0.25)
+    again = fitting.encode_frames(networks, footage.pixels, footage.driven)
+    rows = [item.frame.row for item in footage.driven]
+    np.testing.assert_allclose(again.motion[np.array(rows)], steadied.motion[np.array(rows)], atol=1e-5)
+    trained = np.array([item.frame.row for item in footage.training])
+    before, after = np.asarray(codes.motion[trained]), np.asarray(steadied.motion[trained])
+    np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-5)
+    np.testing.assert_allclose(after.std(0), 0.25 * before.std(0), atol=1e-5)
+    assert before.std(0).max() > 1e-3
+    np.testing.assert_array_equal(again.expression, codes.expression)
+
+
 def test_a_fit_does_not_look_at_what_no_camera_recorded(toy):
-    fit, seen = finetune_fit(toy), first_batch(toy[0])
+    fit, seen = finetune_fit(toy), jax.tree.map(jnp.asarray, first_batch(toy[0]))
     rows = np.arange(seen.mask.shape[-2])[:, None] >= 12
     box = jnp.broadcast_to(jnp.float32([0, 0, seen.mask.shape[-1], 12]), seen.recorded.shape)
     context = StepContext(weights=FitWeights(perceptual=0.0, alpha=1.0, silhouette=1.0))
@@ -355,8 +370,9 @@ def test_a_fit_does_not_look_at_what_no_camera_recorded(toy):
         return jax.device_get(fitting._picture_losses(fit, batch, None, jax.random.key(0), context))
 
     def spoilt(batch, where):
-        image = jnp.where(jnp.asarray(where)[..., None], 0.3, batch.image)
-        return dataclasses.replace(batch, image=image, mask=jnp.where(jnp.asarray(where), 0.7, batch.mask))
+        where = np.broadcast_to(where, batch.mask.shape)
+        image = jnp.where(where[..., None], 0.3, batch.image)
+        return dataclasses.replace(batch, image=image, mask=jnp.where(where, 0.7, batch.mask))
 
     cut = dataclasses.replace(seen, recorded=box)
     whole, before, beyond, within = (terms(b) for b in (seen, cut, spoilt(cut, rows), spoilt(cut, ~rows)))

@@ -164,6 +164,7 @@ def test_values_that_no_run_survives_are_named(key, value):
         ("identity.share", 1.5),
         ("by_images.ten.length", 0.0),
         ("by_images.one.freedom", NAN),
+        ("by_images.ten.sway", 1.5),
         ("by_images.many.moves", ("refine", "mouth")),
         ("region", "hat"),
         ("images", -1),

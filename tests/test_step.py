@@ -43,7 +43,9 @@ def test_no_loss_looks_at_what_no_camera_recorded(monkeypatch):
     weights = step.LossWeights(silhouette=1.0, perceptual=1.0, perceptual_crop=16, face_gain=2.0)
 
     def terms(where):
-        spoilt = jax.tree.map(lambda x: jnp.where(where.reshape(16, 16, *[1] * (x.ndim - 5)), 0.5, x), picture)
+        spoilt = jax.tree.map(
+            lambda x: jnp.where(where.reshape(1, 1, 1, 16, 16, *[1] * (x.ndim - 5)), 0.5, x), picture
+        )
         return step.image_losses(spoilt, data, None, jax.random.key(0), weights)
 
     none = np.zeros_like(seen)
