@@ -203,7 +203,7 @@ def test_the_more_images_the_more_may_change():
     assert table.row(table.ten.up_to)[0] == "ten" and table.row(table.ten.up_to + 1)[0] == "many"
     rows = [table.row(count)[1] for count in counts]
     for fewer, more in itertools.pairwise(rows):
-        assert fewer.length <= more.length and fewer.freedom <= more.freedom
+        assert fewer.length <= more.length and fewer.freedom <= more.freedom and fewer.sway <= more.sway
         assert set(fewer.moves) <= set(more.moves)
     assert rows[0].freedom < rows[-1].freedom and "expression" not in rows[1].moves and "refine" in rows[-1].moves
     assert table.row(table.three.up_to)[0] == "three" and table.row(table.three.up_to + 1)[0] == "ten"
