@@ -193,6 +193,7 @@ def steady(
     mean = jnp.mean(codes.motion[np.array([item.frame.row for item in items])], axis=0)
     last = networks.motion_encoder.head[-1]
     last.kernel[...] = share * last.kernel[...]
+    assert last.bias is not None
     last.bias[...] = share * last.bias[...] + (1.0 - share) * mean
     return dataclasses.replace(codes, motion=share * codes.motion + (1.0 - share) * mean[None])
 

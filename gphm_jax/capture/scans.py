@@ -335,6 +335,6 @@ def _filled(surface: Surface) -> UInt8[np.ndarray, "h w 4"]:
     _, nearest = cv2.distanceTransformWithLabels(
         (~used).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
     )
-    colours = np.zeros((nearest.max() + 1, 4), np.uint8)
+    colours = np.zeros((int(nearest.max()) + 1, 4), np.uint8)
     colours[nearest[used]] = surface.texture[used]
     return colours[nearest]

@@ -15,6 +15,7 @@ from gphm_jax import paths
 from gphm_jax.avatar import Avatar
 from gphm_jax.capture.identity_folder import is_done
 from gphm_jax.capture.settings import CaptureSettings
+from gphm_jax.data.layout import host
 from gphm_jax.driver import open_driver
 from gphm_jax.reenactment import Direction, Performance, perform
 from gphm_jax.types import Pose
@@ -71,5 +72,5 @@ def about_their_mean(performance: Performance) -> Pose:
     return Pose(
         rotation=(mean.inv() * turns).as_rotvec().astype(np.float32),
         translation=moved.astype(np.float32),
-        scale=(performance.scale / size).astype(np.float32),
+        scale=host((performance.scale / size).astype(np.float32)),
     )

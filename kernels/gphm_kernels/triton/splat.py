@@ -11,6 +11,7 @@ point (see `kernels.fixed`), in buffers as large as three times the gradients. B
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gphm_kernels.reference import splat as reference
@@ -95,7 +96,7 @@ def blend_bwd(
     axes, grid = varying_axes(ordered, *per_pixel), (layout.tiles, 1)
     columns, sizes = (reference.GEOMETRY, padded.shape[-1]), _sizes(layout, padded)
 
-    def zeros(rows: int, dtype: type, *last: int) -> tuple[Array, ...]:
+    def zeros(rows: int, dtype: DTypeLike, *last: int) -> tuple[Array, ...]:
         return tuple(promote(jnp.zeros((rows, c, *last), dtype), axes) for c in columns)
 
     listed = (*splats, order[bins.primitive[bins.slot]], bins.slot, bins.start, last, *per_pixel)
