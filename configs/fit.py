@@ -4,7 +4,7 @@
     python fit.py --config=configs/fit.py:paper --prior=WORKDIR --input=DIR --out=DIR
 
 tiny   a few steps, for tests.
-small  for a head model of configs/gaussian.py:small; about three minutes on 2 CPU cores.
+small  for a head model of configs/gaussian.py:small; two to three minutes on 2 CPU cores.
 paper  the paper's step counts: about five minutes on one GPU.
 
 --seconds=S asks for the best avatar in that time instead: schedules are stretched or cut to it.
