@@ -258,13 +258,13 @@ def table(rows: Sequence[Row]) -> str:
     lines: list[str] = []
     for case in dict.fromkeys(row.case for row in rows):
         block = [row for row in rows if row.case == case]
-        lines += ["", f"{case}: {block[0].scene}", f"  {'':26}{'forward':>10}{'with backward':>16}   ms, medians"]
+        lines += ["", f"{case}: {block[0].scene}", f"  {'median ms':26}{'forward':>10}{'with backward':>16}{'calls':>8}"]
         for row in sorted(block, key=lambda row: row.both_ms or row.forward_ms or float("inf")):
             if row.note:
                 lines.append(f"  {row.contender:26}not measured: {row.note}")
             else:
-                cells = [f"{x:.1f}" if x is not None else "" for x in (row.forward_ms, row.both_ms)]
-                lines.append(f"  {row.contender:26}{cells[0]:>10}{cells[1]:>16}   {row.calls} calls")
+                cells = [f"{x:.1f}" if x is not None else "-" for x in (row.forward_ms, row.both_ms)]
+                lines.append(f"  {row.contender:26}{cells[0]:>10}{cells[1]:>16}{row.calls:>8}")
     return "\n".join(lines).strip()
 
 

@@ -323,6 +323,9 @@ def test_the_cost_comes_from_the_fit_or_is_measured(avatar, tmp_path):
     known = coarse_statement(avatar, folder, "CC BY 4.0\nsecond line")
     assert known.cost_db == 0.25 and "held-out frames (28.50 dB with it, 28.25 without)" in known.cost
     assert "licence: CC BY 4.0 second line" in known.lines
+    (tmp_path / "metrics.json").write_text(json.dumps({"heldout": {"psnr": 28.0, "psnr_coarse": 28.25}}))
+    gained = coarse_statement(avatar, folder, "")
+    assert gained.cost_db == -0.25 and gained.cost.startswith("sharpness, and no PSNR on held-out frames (28.00 dB")
     (tmp_path / "metrics.json").write_text(json.dumps({"train": {"psnr": 30.0}}))  # of an older fit
     assert coarse_statement(avatar, folder, "").cost_db is None
 

@@ -57,8 +57,8 @@ def _cost(avatar: Avatar, folder: pathlib.Path) -> tuple[str, float | None]:
         row = _figures(folder).get(side) or {}
         if "psnr_coarse" in row:
             lost = row["psnr"] - row["psnr_coarse"]
-            text = f"{lost:.2f} dB PSNR on {name} ({row['psnr']:.2f} dB with it, {row['psnr_coarse']:.2f} without)"
-            return text, lost
+            both = f"PSNR on {name} ({row['psnr']:.2f} dB with it, {row['psnr_coarse']:.2f} without)"
+            return (f"{lost:.2f} dB {both}" if lost > 0 else f"sharpness, and no {both}"), lost
     distance = coarse_to_fine_psnr(avatar, avatar.habits.expression)
     return f"not measured on footage; its pictures are {distance:.2f} dB PSNR from the refined ones", None
 
