@@ -258,7 +258,8 @@ def table(rows: Sequence[Row]) -> str:
     lines: list[str] = []
     for case in dict.fromkeys(row.case for row in rows):
         block = [row for row in rows if row.case == case]
-        lines += ["", f"{case}: {block[0].scene}", f"  {'median ms':26}{'forward':>10}{'with backward':>16}{'calls':>8}"]
+        head = f"  {'median ms':26}{'forward':>10}{'with backward':>16}{'calls':>8}"
+        lines += ["", f"{case}: {block[0].scene}", head]
         for row in sorted(block, key=lambda row: row.both_ms or row.forward_ms or float("inf")):
             if row.note:
                 lines.append(f"  {row.contender:26}not measured: {row.note}")
