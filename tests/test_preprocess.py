@@ -186,9 +186,11 @@ def test_running_again_goes_on(film, filmed, model, tmp_path, monkeypatch):
         preprocess(recorded(film, (0,)), cut, dataclasses.replace(SETTINGS, size=64), model)
 
 
-def test_pictures_that_cannot_be_used_are_dropped_and_named(film, model, tmp_path):
+def test_pictures_that_cannot_be_used_are_dropped_and_named(film, model, tmp_path, caplog):
+    caplog.set_level("WARNING")
     settings = dataclasses.replace(SETTINGS, expression_images=1)
     outcome = preprocess(recorded(film, (0,), spoil=(1, 2)), tmp_path / "person", settings, model)
+    assert "More than a tenth of the frames was dropped" in caplog.text and "quality.html" in caplog.text
     names = [frame.name for frame in film.frames]
     assert outcome.dropped == {
         (names[1], "0"): f"{names[1]}.jpg is truncated",

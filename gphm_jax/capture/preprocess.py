@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from gphm_jax import jobs
@@ -91,7 +92,10 @@ def preprocess(
     )
     quality.write_quality(out, recording, outcome, settings.size)
     (out / _SIGHTINGS).unlink(missing_ok=True)
-    write_json(out / DONE, quality.figures(recording, outcome))
+    figures = quality.figures(recording, outcome)
+    for text in quality.advice(figures):
+        logging.warning("%s: %s %s shows it", recording.name, text, out / "quality.html")
+    write_json(out / DONE, figures)
     return outcome
 
 

@@ -65,7 +65,7 @@ def write_quality(out: pathlib.Path, recording: Recording, outcome: Outcome, siz
             (report.duration(sum(outcome.seconds.values())), "this run"),
         ]
     )
-    notes = [report.Note(text=text) for text in _advice(summary)]
+    notes = [report.Note(text=text) for text in advice(summary)]
     sheet = report.Picture(
         image=_sheet(out, outcome, size),
         caption="Evenly spaced frames: landmarks as detected (green) and as the face model has them (red), the mask's "
@@ -84,7 +84,8 @@ def write_quality(out: pathlib.Path, recording: Recording, outcome: Outcome, siz
     )
 
 
-def _advice(summary: Mapping[str, Any]) -> list[str]:
+def advice(summary: Mapping[str, Any]) -> list[str]:
+    """What `figures` give reason to look at, a sentence or two each."""
     said = []
     if summary["pictures_with_other_faces"]:
         said.append(
