@@ -191,7 +191,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version not in _READ:
         raise InputError(
-            f"{path} is of version {version} and this program reads {VERSION}: pack the dataset again"
+            f"{path} is of version {version} and this program reads 1 to {VERSION}: pack the dataset again"
         )
     for key, kind in _MANIFEST_KINDS.items():
         if not isinstance(manifest.get(key), kind):
